@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0
+# VARIANT, CONFIG, KSRC, FETCH, FORCE and the like reach the scripts through the
+# environment, where make puts what stands on its command line.
+
+help:		## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+demo:		## base and series side by side: what one call frees
+	@demo/run
+
+check:		## all tests
+	@scripts/check
+
+image:		## a kernel for the guest (VARIANT=base|series CONFIG=fast|debug)
+	@scripts/image
+
+tree:		## build/linux: the kernel and the series as commits (KSRC= FETCH=1 FORCE=1)
+	@scripts/tree
+
+refresh:	## patches and our own files from the commits in build/linux
+	@scripts/refresh
+
+series:		## build/mail: the series as mails (VERSION=)
+	@scripts/series-mail
+
+lint:		## shellcheck, checkpatch and the like
+	@scripts/lint
+
+clean:		## remove what was built, but not build/linux
+	@find build -mindepth 1 -maxdepth 1 ! -name linux -exec rm -rf {} +
+
+distclean:	## remove build/ with what is not refreshed, and the cache
+	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"
+
+.PHONY: help demo check image tree refresh series lint clean distclean

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * process_mrelease(): free the memory of a dying process before it does.
+ */
+#include <linux/mm.h>
+#include <linux/oom.h>
+#include <linux/pid.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+#include <linux/swap.h>
+#include <linux/syscalls.h>
+#include <linux/wait_bit.h>
+#include <uapi/linux/mman.h>
+
+#include "internal.h"
+
+/**
+ * remember_exit_mm - keep findable the mm that current is about to leave
+ *
+ * When the last thread of a group has left exit_mm(), no ->mm leads to the
+ * memory any more, yet it stays for as long as somebody else pins the mm.
+ *
+ * Context: siglock of current held.
+ */
+void remember_exit_mm(void)
+{
+	struct signal_struct *signal = current->signal;
+
+	lockdep_assert_held(&current->sighand->siglock);
+
+	if (current->mm && !signal->exit_mm) {
+		mmgrab(current->mm);
+		signal->exit_mm = current->mm;
+	}
+}
+
+/**
+ * forget_exit_mm - drop what remember_exit_mm() keeps, if it is of no use
+ * @always: the process lives on with another mm
+ *
+ * Usually the thread group's last reference was the last of all, and
+ * exit_mmap() is over. If not, the mm_struct and the top level of its page
+ * tables stay until the process has been waited for. The rest of the page
+ * tables and the VMAs do not: they go with the last user.
+ *
+ * Context: Process context. Takes siglock of current.
+ */
+void forget_exit_mm(bool always)
+{
+	struct signal_struct *signal = current->signal;
+	struct mm_struct *mm;
+
+	spin_lock_irq(&current->sighand->siglock);
+	mm = signal->exit_mm;
+	if (mm && (always || mtree_empty(&mm->mm_mt)))
+		signal->exit_mm = NULL;
+	else
+		mm = NULL;
+	spin_unlock_irq(&current->sighand->siglock);
+
+	if (mm)
+		mmdrop(mm);
+}
+
+/* The mm that the threads of this process use, with a reference. */
+static struct mm_struct *grab_mm(struct task_struct *task)
+{
+	struct task_struct *p = find_lock_task_mm(task);
+	struct mm_struct *mm;
+
+	if (!p)
+		return NULL;
+	mm = p->mm;
+	mmgrab(mm);
+	task_unlock(p);
+
+	return mm;
+}
+
+/*
+ * The mm that the thread group left, with a reference, or NULL if there is
+ * nothing left to free: exit_mmap() empties the tree when all else is done.
+ */
+static struct mm_struct *grab_exit_mm(struct task_struct *task)
+{
+	struct mm_struct *mm = NULL;
+	unsigned long flags;
+
+	if (!lock_task_sighand(task, &flags))
+		return NULL;
+	mm = task->signal->exit_mm;
+	if (mm && !mtree_empty(&mm->mm_mt))
+		mmgrab(mm);
+	else
+		mm = NULL;
+	unlock_task_sighand(task, &flags);
+
+	return mm;
+}
+
+/*
+ * Has every process that uses this mm been killed? What is left are kernel
+ * threads that borrow it and references such as that of process_vm_readv().
+ */
+static bool mm_is_dying(struct mm_struct *mm)
+{
+	struct task_struct *p;
+
+	if (!atomic_read(&mm->mm_users))
+		return true;
+
+	guard(rcu)();
+	for_each_process(p) {
+		if (!(p->flags & PF_KTHREAD) && process_shares_mm(p, mm) &&
+		    (!(READ_ONCE(p->signal->flags) & SIGNAL_GROUP_EXIT) ||
+		     p->signal->core_state))
+			return false;
+	}
+
+	return true;
+}
+
+/* Free what the victim of a signal holds, as far as it has not done so. */
+static int reap_dying(struct task_struct *task)
+{
+	struct mm_struct *mm;
+	struct task_struct *p;
+	bool reap = false;
+	int ret = 0;
+
+	/*
+	 * Make sure to choose a thread which still has a reference to mm
+	 * during the group exit
+	 */
+	p = find_lock_task_mm(task);
+	if (p) {
+		mm = p->mm;
+		mmgrab(mm);
+
+		if (task_will_free_mem(p))
+			reap = true;
+		else {
+			/* Error only if the work has not been done already */
+			if (!mm_flags_test(MMF_OOM_SKIP, mm))
+				ret = -EINVAL;
+		}
+		task_unlock(p);
+	} else {
+		mm = grab_exit_mm(task);
+		if (!mm)
+			return -ESRCH;
+		/* A vfork() child that is gone has left the memory to others */
+		if (mm_is_dying(mm))
+			reap = true;
+		else
+			ret = -ESRCH;
+	}
+
+	if (!reap)
+		goto drop_mm;
+
+	if (mmap_read_lock_killable(mm)) {
+		ret = -EINTR;
+		goto drop_mm;
+	}
+	/*
+	 * Check MMF_OOM_SKIP again under mmap_read_lock protection to ensure
+	 * possible change in exit_mmap is seen
+	 */
+	if (!mm_flags_test(MMF_OOM_SKIP, mm) && !__oom_reap_task_mm(mm))
+		ret = -EAGAIN;
+	mmap_read_unlock(mm);
+
+drop_mm:
+	mmdrop(mm);
+	return ret;
+}
+
+/* Another process than the victim, with threads that use the victim's mm? */
+static bool is_other_sharer(struct task_struct *p, struct task_struct *victim,
+			    struct mm_struct *mm)
+{
+	return !same_thread_group(p, victim) && !(p->flags & PF_KTHREAD) &&
+	       process_shares_mm(p, mm);
+}
+
+/*
+ * Kill all processes that use the victim's mm, or none, and return the mm
+ * with a reference.
+ *
+ * With tasklist_lock held nobody can be added to them: copy_process() links a
+ * child with the lock held for writing, and drops it if its parent has been
+ * killed. They can leave, though. What the victim's threads use is fixed by
+ * the lock of one of them, and when the victim turns out to have left the mm
+ * for another by execve(), nothing has happened yet.
+ *
+ * Returns -ESRCH if no thread has an mm, 1 to be called again.
+ */
+static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
+{
+	struct task_struct *p, *leader;
+	struct mm_struct *mm;
+	bool shared;
+	int users, ret;
+
+	guard(read_lock)(&tasklist_lock);
+
+	mm = grab_mm(victim);
+	if (!mm)
+		return -ESRCH;
+	*mmp = mm;
+	/* Not the victim itself if another thread has called execve() */
+	leader = victim->group_leader;
+
+	/*
+	 * One reference for each thread of the victim, or there are others.
+	 * Reading the number first can err only on the safe side: a thread
+	 * clears ->mm before it drops the reference.
+	 */
+	users = atomic_read(&mm->mm_users);
+	smp_rmb();
+	for_each_thread(victim, p) {
+		if (READ_ONCE(p->mm) == mm)
+			users--;
+	}
+	shared = users > 0;
+
+	ret = check_kill_mrelease(leader);
+	if (ret)
+		return ret;
+	if (shared) {
+		for_each_process(p) {
+			if (!is_other_sharer(p, victim, mm))
+				continue;
+			ret = check_kill_mrelease(p);
+			if (ret)
+				return ret;
+		}
+	}
+
+	p = find_lock_task_mm(victim);
+	if (!p)
+		return 1;
+	if (p->mm != mm)
+		ret = 1;
+	else if (!kill_mrelease(leader, mm))
+		ret = -EPERM;
+	task_unlock(p);
+	if (ret || !shared)
+		return ret;
+
+	for_each_process(p) {
+		if (is_other_sharer(p, victim, mm))
+			kill_mrelease(p, mm);
+	}
+
+	return 0;
+}
+
+/*
+ * Wait until all pages are free that somebody has taken out of the page tables
+ * of this mm: exit_mmap(), another caller, a munmap() that was under way. Each
+ * of them has a gather open. Those that know of the mark wake us.
+ */
+static int wait_for_gathers(struct mm_struct *mm)
+{
+	while (!wait_var_event_timeout(&mm->tlb_flush_pending,
+				       !mm_tlb_flush_pending(mm), 1)) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
+
+	return 0;
+}
+
+/* Free all that a killed mm holds, and be sure that it is free. */
+static int reap_killed_mm(struct mm_struct *mm)
+{
+	int ret = 0;
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	if (!__oom_reap_task_mm(mm))
+		ret = -EAGAIN;
+	mmap_read_unlock(mm);
+
+	return ret ?: wait_for_gathers(mm);
+}
+
+/* An mm of a process that has been killed: no new user can appear. */
+static int reap_other_mm(struct mm_struct *mm, const struct mm_struct *done)
+{
+	int ret = 0;
+
+	if (!mm)
+		return 0;
+	if (mm != done && mm_is_dying(mm)) {
+		mm_flags_set(MMF_REAP_KILLED, mm);
+		ret = reap_killed_mm(mm);
+	}
+	mmdrop(mm);
+
+	return ret;
+}
+
+/*
+ * The same for a victim whose threads are all past exit_mm(): there is nobody
+ * left to kill, but perhaps something to free.
+ */
+static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
+{
+	struct mm_struct *mm = grab_exit_mm(victim);
+	int ret = -ESRCH;
+
+	if (!mm)
+		return ret;
+	*mmp = mm;
+
+	read_lock(&tasklist_lock);
+	if (pid_alive(victim))
+		ret = check_kill_mrelease(victim->group_leader);
+	read_unlock(&tasklist_lock);
+	if (ret)
+		return ret;
+
+	if (!mm_is_dying(mm))
+		return -ESRCH;
+	mm_flags_set(MMF_REAP_KILLED, mm);
+
+	return 0;
+}
+
+/* Is this process in the caller's PID namespace or in one below? */
+static int check_pidns(struct task_struct *task)
+{
+	struct pid *pid = get_task_pid(task, PIDTYPE_TGID);
+	int ret;
+
+	if (!pid)
+		return -ESRCH;
+	ret = access_pidfd_pidns(pid) ? 0 : -EINVAL;
+	put_pid(pid);
+
+	return ret;
+}
+
+/* Kill the process and all who share its memory, and free the memory. */
+static int reap_kill(struct task_struct *task)
+{
+	struct mm_struct *mm = NULL;
+	int ret;
+
+	ret = check_pidns(task);
+	if (ret)
+		return ret;
+	if (task->flags & PF_KTHREAD)
+		return -ESRCH;
+
+	while ((ret = kill_sharers(task, &mm)) > 0) {
+		mmdrop(mm);
+		mm = NULL;
+		cond_resched();
+	}
+	if (ret == -ESRCH)
+		ret = claim_exit_mm(task, &mm);
+	if (ret)
+		goto drop_mm;
+
+	/*
+	 * Folios in the batches of other CPUs, recently read or marked as
+	 * accessed, carry a reference that forbids to evict them.
+	 */
+	lru_add_drain_all();
+
+	ret = reap_killed_mm(mm);
+	/* The signal does not stop an execve() that is nearly done. */
+	if (!ret)
+		ret = reap_other_mm(grab_mm(task), mm);
+	if (!ret)
+		ret = reap_other_mm(grab_exit_mm(task), mm);
+
+drop_mm:
+	if (mm)
+		mmdrop(mm);
+	return ret;
+}
+
+SYSCALL_DEFINE2(process_mrelease, int, pidfd, unsigned int, flags)
+{
+	struct task_struct *task;
+	unsigned int f_flags;
+	long ret;
+
+	if (flags & ~PROCESS_MRELEASE_REAP_KILL)
+		return -EINVAL;
+
+	task = pidfd_get_task(pidfd, &f_flags);
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+
+	if (flags & PROCESS_MRELEASE_REAP_KILL)
+		ret = reap_kill(task);
+	else
+		ret = reap_dying(task);
+
+	put_task_struct(task);
+	return ret;
+}
