@@ -4,7 +4,7 @@
  * and with the one call, and measures what has been given back when the last
  * call returns and one second later. CSV on standard output.
  *
- * usage: demo KERNEL REPETITIONS DATABASE
+ * usage: demo KERNEL CPUS REPETITIONS DATABASE
  *
  * The pidfd is opened before the decision to kill, as LMKD has it from the
  * program's start. Between the return of the call and the reading nothing is
@@ -593,12 +593,17 @@ int main(int argc, char **argv)
 
 	if (argc == 3 && !strcmp(argv[1], "-v"))
 		synthetic(argv[2]);
-	if (argc != 4) {
-		fprintf(stderr, "usage: demo KERNEL REPETITIONS DATABASE\n");
+	if (argc != 5) {
+		fprintf(stderr, "usage: demo KERNEL CPUS REPETITIONS DATABASE\n");
 		return 2;
 	}
 	kernel = argv[1];
-	database = argv[3];
+	database = argv[4];
+	if (get_nprocs() != atoi(argv[2])) {
+		fprintf(stderr, "%d CPUs came up, not %s: no fair comparison\n",
+			get_nprocs(), argv[2]);
+		return 1;
+	}
 	signal(SIGPIPE, SIG_IGN);
 	/* Not to be short of a page between the return and the reading. */
 	check(mlockall(MCL_CURRENT | MCL_FUTURE));
@@ -616,7 +621,7 @@ int main(int argc, char **argv)
 	make_file(SYNTHETIC);
 	for (size_t i = 0; i < sizeof(victims) / sizeof(*victims); i++) {
 		fprintf(stderr, "%s\n", victims[i].name);
-		for (int rep = 1; rep <= atoi(argv[2]); rep++) {
+		for (int rep = 1; rep <= atoi(argv[3]); rep++) {
 			one_kill(&victims[i], LMKD, rep, has_flag);
 			if (has_flag)
 				one_kill(&victims[i], ONE_CALL, rep, has_flag);

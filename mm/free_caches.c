@@ -5,10 +5,12 @@
 #include <linux/dax.h>
 #include <linux/fs.h>
 #include <linux/folio_batch.h>
+#include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
+#include <trace/events/filemap.h>
 
 #include "internal.h"
 
@@ -35,7 +37,8 @@ static struct address_space *folio_file_mapping(const struct folio *folio)
  * @mapping: the page cache of a file
  *
  * For shmem, ramfs, memfd_secret, guest memory and DAX, what stands in the
- * page cache is the only copy.
+ * page cache is the only copy. A network filesystem that keeps a cache of its
+ * own on disk wants a say, too, before any folio of it is dropped.
  *
  * Context: Any. Whoever calls this keeps the file's inode alive.
  * Return: false if no folio of @mapping may be evicted.
@@ -44,14 +47,7 @@ bool mapping_evictable(const struct address_space *mapping)
 {
 	return !shmem_mapping(mapping) && !mapping_unevictable(mapping) &&
 	       !mapping_inaccessible(mapping) && !dax_mapping(mapping) &&
-	       !mapping->a_ops->free_folio;
-}
-
-/* Is there a reason, visible without any lock, for the folio to stay? */
-static bool folio_must_stay(const struct folio *folio)
-{
-	return folio_test_dirty(folio) || folio_test_writeback(folio) ||
-	       folio_mapped(folio);
+	       !mapping_release_always(mapping) && !mapping->a_ops->free_folio;
 }
 
 /*
@@ -66,86 +62,159 @@ static void release_private(struct folio *folio)
 	if (IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER) || !folio_trylock(folio))
 		return;
 
-	if (folio->mapping && !folio_must_stay(folio))
+	if (folio->mapping && !folio_mapped(folio) &&
+	    !folio_test_dirty(folio) && !folio_test_writeback(folio))
 		filemap_release_folio(folio, 0);
 	folio_unlock(folio);
 }
 
 /*
- * Remove a folio from the page cache unless somebody else still needs it.
- * The caller holds i_pages and @refs references.
+ * Lock a folio and take all its references away, if nobody but the page cache
+ * and the caller has any. i_pages is locked.
+ *
+ * Whoever is about to map or to write the folio has looked it up, holds a
+ * reference, and waits for the folio lock. After the freeze nobody can get a
+ * reference, so it cannot become dirty any more; see __remove_mapping().
  */
-static bool evict_folio(struct folio *folio, unsigned int refs)
+static bool freeze_clean_folio(struct folio *folio, unsigned int refs)
 {
 	const int expected = folio_nr_pages(folio) + refs;
 
-	/*
-	 * Whoever is about to map or to write this folio has looked it up,
-	 * holds a reference, and waits for the lock that we take. The freeze
-	 * sees the former; the order of the tests is that of __remove_mapping().
-	 */
-	if (folio_must_stay(folio) || !folio_trylock(folio))
+	if (folio_mapped(folio) || folio_has_private(folio) ||
+	    !folio_trylock(folio))
 		return false;
-	if (folio_needs_release(folio) || !folio_ref_freeze(folio, expected))
+	if (folio_test_writeback(folio) || !folio_ref_freeze(folio, expected))
 		goto unlock;
-	if (unlikely(folio_must_stay(folio))) {
-		folio_ref_unfreeze(folio, expected);
-		goto unlock;
-	}
-
-	__filemap_remove_folio(folio, NULL);
-	folio_unlock(folio);
-	folio_ref_unfreeze(folio, refs);
-	return true;
-
+	if (likely(!folio_test_dirty(folio)))
+		return true;
+	folio_ref_unfreeze(folio, expected);
 unlock:
 	folio_unlock(folio);
 	return false;
 }
 
 /*
- * Evict folios that stand next to each other in a gather, which mostly means
- * next to each other in a file: one round of i_pages for all of them. There is
- * no need for the inode's i_lock. It orders the removal of the last folio
- * against adding the inode to its LRU, which is for inodes that nobody uses.
+ * Take a range of small folios out of the page cache, all at the same time
+ * where it forms a block that one node of the tree has side by side.
+ */
+static void erase_pages(struct address_space *mapping, pgoff_t index,
+			unsigned long nr)
+{
+	XA_STATE(xas, &mapping->i_pages, index);
+
+	mapping_set_update(&xas, mapping);
+	mapping->nrpages -= nr;
+	while (nr) {
+		unsigned int order = 0;
+
+		if (IS_ENABLED(CONFIG_XARRAY_MULTI))
+			order = __ffs(index | rounddown_pow_of_two(nr));
+		xas_set_order(&xas, index, order);
+		xas_store(&xas, NULL);
+		index += 1UL << order;
+		nr -= 1UL << order;
+	}
+}
+
+/*
+ * Evict folios that stand next to each other in a gather and in one file. This
+ * is __filemap_remove_folio() for many small folios at a time: one round of
+ * i_pages, one store for neighbours, one update of the counters for folios
+ * with the same. Large ones are worth a call each.
+ *
+ * There is no need for the inode's i_lock. It orders the removal of the last
+ * folio against adding the inode to its LRU, which is for inodes that nobody
+ * uses.
  *
  * A reference that does not end in an eviction is dropped here, where the page
  * cache is known to hold another. Large folios and folios that are mapped
  * twice come in several pieces, perhaps through two gathers at the same time:
  * with the test and the drop under one lock, the last one to let go evicts.
+ *
+ * Returns the number of folios it looked at.
  */
-static void evict_file_folios(struct folio_batch *fbatch, unsigned int *refs)
+static unsigned int evict_run(struct address_space *mapping,
+			      struct folio **folios, unsigned int *refs,
+			      unsigned int max)
 {
-	unsigned int i = 0, nr = folio_batch_count(fbatch);
+	struct folio *first = NULL;
+	unsigned long count = 0;
+	pgoff_t start = 0;
+	long counted = 0;
+	unsigned int nr;
 
-	while (i < nr) {
-		struct folio *folio = fbatch->folios[i];
-		struct address_space *mapping = folio_file_mapping(folio);
+	for (nr = 0; nr < max; nr++) {
+		if (folio_file_mapping(folios[nr]) != mapping)
+			break;
+		if (folio_has_private(folios[nr]))
+			release_private(folios[nr]);
+	}
 
-		if (!mapping || !mapping_evictable(mapping)) {
-			i++;
+	xa_lock_irq(&mapping->i_pages);
+	rcu_read_lock();
+	for (unsigned int i = 0; i < nr; i++) {
+		struct folio *folio = folios[i];
+
+		/* Truncated in the meantime: leave it to the caller. */
+		if (folio->mapping != mapping)
+			continue;
+		if (!freeze_clean_folio(folio, refs[i])) {
+			folio_ref_sub(folio, refs[i]);
+			folios[i] = NULL;
+			continue;
+		}
+		if (folio_test_large(folio)) {
+			__filemap_remove_folio(folio, NULL);
 			continue;
 		}
 
-		for (unsigned int j = i; j < nr; j++) {
-			folio = fbatch->folios[j];
-			if (folio_file_mapping(folio) != mapping)
-				break;
-			if (folio_needs_release(folio))
-				release_private(folio);
+		trace_mm_filemap_delete_from_page_cache(folio);
+		if (folio->index != start + count) {
+			erase_pages(mapping, start, count);
+			start = folio->index;
+			count = 0;
 		}
+		count++;
+		if (!first || folio_memcg(first) != folio_memcg(folio) ||
+		    folio_pgdat(first) != folio_pgdat(folio)) {
+			if (first)
+				lruvec_stat_mod_folio(first, NR_FILE_PAGES, -counted);
+			first = folio;
+			counted = 0;
+		}
+		counted++;
+		folio->mapping = NULL;
+	}
+	erase_pages(mapping, start, count);
+	if (first)
+		lruvec_stat_mod_folio(first, NR_FILE_PAGES, -counted);
+	rcu_read_unlock();
 
-		xa_lock_irq(&mapping->i_pages);
-		for (; i < nr; i++) {
-			folio = fbatch->folios[i];
-			if (folio_file_mapping(folio) != mapping)
-				break;
-			if (!evict_folio(folio, refs[i])) {
-				folio_ref_sub(folio, refs[i]);
-				fbatch->folios[i] = NULL;
-			}
-		}
-		xa_unlock_irq(&mapping->i_pages);
+	for (unsigned int i = 0; i < nr; i++) {
+		/* Only those that are frozen now. */
+		if (!folios[i] || folio_ref_count(folios[i]))
+			continue;
+		folio_unlock(folios[i]);
+		folio_ref_unfreeze(folios[i], refs[i]);
+	}
+	xa_unlock_irq(&mapping->i_pages);
+
+	return nr;
+}
+
+static void evict_file_folios(struct folio_batch *fbatch, unsigned int *refs)
+{
+	unsigned int i = 0;
+
+	while (i < fbatch->nr) {
+		struct address_space *mapping;
+
+		mapping = folio_file_mapping(fbatch->folios[i]);
+		if (mapping && mapping_evictable(mapping))
+			i += evict_run(mapping, fbatch->folios + i, refs + i,
+				       fbatch->nr - i);
+		else
+			i++;
 	}
 }
 

@@ -1,0 +1,1570 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * process_mrelease() with PROCESS_MRELEASE_REAP_KILL, and what has to stay as
+ * it was without.
+ *
+ * What is free is looked at right after the call, before the victim is waited
+ * for: by then its exit would have caught up. It is measured as the charge of a
+ * memory cgroup that only the victim is in, and with cachestat() on its file.
+ *
+ * The file is in $TMPDIR, or else in the current directory. On tmpfs, where the
+ * page cache is the only copy, tests that need one are skipped.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/magic.h>
+#include <linux/mman.h>
+#include <linux/sched.h>
+#include <linux/userfaultfd.h>
+#include <mntent.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/vfs.h>
+
+#include "kselftest_harness.h"
+#include "hugepage_settings.h"
+#include "vm_util.h"
+
+#ifndef PROCESS_MRELEASE_REAP_KILL
+#define PROCESS_MRELEASE_REAP_KILL	(1 << 0)
+#endif
+#ifndef KILL_MRELEASE
+#define KILL_MRELEASE			1
+#endif
+#ifndef PIDFD_SELF_THREAD_GROUP
+#define PIDFD_SELF_THREAD_GROUP		-20000
+#endif
+
+#define NOBODY	65534
+#define PAGES	4096L	/* that a victim has of a kind, unless said otherwise */
+#define ALL	(~0U)
+
+/* An emulated machine with a kernel for debugging takes its time. */
+#define TIMEOUT	600
+
+#define NO_FLAG	"kernel without PROCESS_MRELEASE_REAP_KILL"
+
+/* 0 or what errno would be. */
+static int mrelease(int pidfd, unsigned int flags)
+{
+	return syscall(__NR_process_mrelease, pidfd, flags) ? errno : 0;
+}
+
+static bool has_reap_kill(void)
+{
+	return mrelease(-1, PROCESS_MRELEASE_REAP_KILL) == EBADF;
+}
+
+static int pidfd_open(pid_t pid)
+{
+	return syscall(__NR_pidfd_open, pid, 0);
+}
+
+/* The contents of a page: of a file, or of memory; 0 is the first version. */
+static void fill(void *to, long page, unsigned int version)
+{
+	uint64_t *word = to;
+
+	for (unsigned int i = 0; i < psize() / sizeof(*word); i++)
+		word[i] = ((uint64_t)version << 56) + ((uint64_t)page << 16) + i + 1;
+}
+
+static bool filled(const void *from, long page, unsigned int version)
+{
+	char want[psize()];
+
+	fill(want, page, version);
+	return !memcmp(from, want, psize());
+}
+
+/* Where a test takes place: a cgroup and a file. */
+struct env {
+	char cgroup[PATH_MAX];
+	int cgroup_fd;
+	int charge_fd;
+	int fd;
+	long pages;
+};
+
+static bool put(int dir, const char *name, const char *text)
+{
+	int fd = openat(dir, name, O_WRONLY | O_CLOEXEC);
+	bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
+static bool make_cgroup(struct env *env)
+{
+	FILE *mounts = setmntent("/proc/self/mounts", "r");
+	struct mntent *mnt = NULL;
+	int root;
+
+	while (mounts && (mnt = getmntent(mounts)) && strcmp(mnt->mnt_type, "cgroup2"))
+		;
+	if (!mnt)
+		return false;
+	root = open(mnt->mnt_dir, O_PATH | O_CLOEXEC);
+	put(root, "cgroup.subtree_control", "+memory");
+	close(root);
+	snprintf(env->cgroup, sizeof(env->cgroup), "%s/mrelease.%d", mnt->mnt_dir,
+		 getpid());
+	endmntent(mounts);
+	if (mkdir(env->cgroup, 0755))
+		return false;
+
+	env->cgroup_fd = open(env->cgroup, O_PATH | O_CLOEXEC);
+	env->charge_fd = openat(env->cgroup_fd, "memory.current", O_RDONLY | O_CLOEXEC);
+	if (env->charge_fd < 0)
+		rmdir(env->cgroup);
+	return env->charge_fd >= 0;
+}
+
+static struct cachestat cache_of(int fd)
+{
+	struct cachestat_range range = { };
+	struct cachestat cs = { .nr_cache = -1 };
+
+	syscall(__NR_cachestat, fd, &range, &cs, 0);
+	return cs;
+}
+
+static long cached(int fd)
+{
+	return cache_of(fd).nr_cache;
+}
+
+/* Versions: the first one, but another one for every nth page. */
+static unsigned int version(long page, unsigned int step)
+{
+	return step && page % step == 0;
+}
+
+static bool write_pages(int fd, long pages, unsigned int step)
+{
+	char buf[psize()];
+
+	for (long i = 0; i < pages; i++) {
+		fill(buf, i, version(i, step));
+		if (pwrite(fd, buf, psize(), i * psize()) != psize())
+			return false;
+	}
+	return true;
+}
+
+/* The first page that is not as it should be, or -1. */
+static long wrong_page(int fd, long pages, unsigned int step)
+{
+	char buf[psize()];
+
+	for (long i = 0; i < pages; i++) {
+		if (pread(fd, buf, psize(), i * psize()) != psize() ||
+		    !filled(buf, i, version(i, step)))
+			return i;
+	}
+	return -1;
+}
+
+/* All on disk and nothing in the page cache. */
+static void make_cold(struct __test_metadata *_metadata, int fd)
+{
+	ASSERT_EQ(0, fsync(fd));
+	ASSERT_EQ(0, posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED));
+	ASSERT_EQ(0, cached(fd));
+}
+
+/* False if the test is skipped. */
+static bool set_up(struct __test_metadata *_metadata, struct env *env,
+		   bool flag, long pages)
+{
+	const char *dir = getenv("TMPDIR") ?: ".";
+	struct statfs fs;
+
+	if (flag && !has_reap_kill())
+		SKIP(return false, NO_FLAG);
+	if (geteuid())
+		SKIP(return false, "needs root");
+	if (pages) {
+		env->fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+		if (env->fd < 0 || fstatfs(env->fd, &fs) || fs.f_type == TMPFS_MAGIC ||
+		    fs.f_type == RAMFS_MAGIC)
+			SKIP(return false, "needs a file on disk, see TMPDIR");
+		env->pages = pages;
+		ASSERT_TRUE(write_pages(env->fd, pages, 0));
+		make_cold(_metadata, env->fd);
+	}
+	if (!make_cgroup(env))
+		SKIP(return false, "needs the memory controller of cgroup v2");
+	return true;
+}
+
+static void tear_down(struct env *env)
+{
+	if (!env->cgroup_fd)
+		return;
+	put(env->cgroup_fd, "cgroup.kill", "1");
+	for (int i = 0; i < 100 && rmdir(env->cgroup) && errno == EBUSY; i++)
+		usleep(10000);
+}
+
+/* What is charged to the victim, and what is left of its file. */
+struct usage {
+	long charge;
+	long cache;
+};
+
+static struct usage measure(const struct env *env)
+{
+	struct usage usage = { -1, 0 };
+	char text[32] = "";
+
+	if (pread(env->charge_fd, text, sizeof(text) - 1, 0) > 0)
+		usage.charge = atol(text);
+	if (env->pages)
+		usage.cache = cached(env->fd);
+	return usage;
+}
+
+/*
+ * Charges are made in batches, which each CPU may keep, and a dying process
+ * still has its stacks and page tables.
+ */
+static long slack(void)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return 512 * 1024 + 64L * psize() * (cpus < 8 ? cpus : 8);
+}
+
+/* What a victim is like. */
+struct spec {
+	long anon;		/* pages of private memory that it wrote */
+	int anon_advice;
+	long file;		/* pages of the file that it mapped */
+	int prot;		/* PROT_READ */
+	int flags;		/* MAP_SHARED */
+	int advice;
+	unsigned int step;	/* touch every nth page only */
+	unsigned int dirty;	/* write every nth page, through the mapping ... */
+	bool by_write;		/* ... or with pwrite() */
+	bool read_only;		/* the file is opened so */
+	bool twice;		/* mapped */
+	bool lock;
+	bool faulting;		/* the threads never stop to fault pages in */
+	int threads;
+	int cpu;		/* to run on, from 1 */
+	int clone_flags;
+	int sharer;		/* clone flags of another process with this memory */
+	uid_t uid;		/* not of the sharer */
+};
+
+/* A process that the test is the parent of, and talks to. */
+struct proc {
+	pid_t pid;
+	int pidfd;
+	int sock;
+};
+
+struct victim {
+	struct proc proc;
+	struct proc sharer;
+	bool large;		/* has a folio of its file more than one page? */
+};
+
+struct hello {
+	pid_t pid;
+	bool large;
+};
+
+/* In the victim. */
+static const struct spec *me;
+static struct {
+	char *anon;
+	char *file[2];
+	int sock[2];
+} my;
+
+static bool is_large(char *addr)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	int kpageflags = open("/proc/kpageflags", O_RDONLY);
+	uint64_t flags = 0;
+
+	pageflags_get(pagemap_get_pfn(pagemap, addr), kpageflags, &flags);
+	close(pagemap);
+	close(kpageflags);
+	return flags & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
+}
+
+static void touch_file(char *file)
+{
+	for (long i = 0; i < me->file; i += me->step ?: 1)
+		FORCE_READ(file[i * psize()]);
+}
+
+/* A word of each page is enough: it is there or it is not. */
+static void write_anon(void)
+{
+	for (long i = 0; i < me->anon; i++)
+		*(long *)(my.anon + i * psize()) = ~i;
+}
+
+static bool anon_intact(void)
+{
+	for (long i = 0; i < me->anon; i++) {
+		if (*(long *)(my.anon + i * psize()) != ~i)
+			return false;
+	}
+	return true;
+}
+
+static void *map(long pages, int prot, int flags, int fd, int advice)
+{
+	/* Huge pages need to be aligned. */
+	size_t len = pages * psize(), align = 4 << 20;
+	char *p = mmap(NULL, len + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		_exit(1);
+	p = (char *)(((uintptr_t)p + align - 1) & -align);
+	if (mmap(p, len, prot, flags | MAP_FIXED, fd, 0) == MAP_FAILED ||
+	    (advice && advice != MADV_PAGEOUT && madvise(p, len, advice)))
+		_exit(1);
+	return p;
+}
+
+static void make_anon(void)
+{
+	size_t len = me->anon * psize();
+
+	my.anon = map(me->anon, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		      -1, me->anon_advice);
+	write_anon();
+	if (me->anon_advice == MADV_PAGEOUT)
+		madvise(my.anon, len, MADV_PAGEOUT);
+	if (me->lock && mlock(my.anon, len))
+		_exit(1);
+}
+
+static void make_file(int fd)
+{
+	char path[32], buf[psize()];
+
+	if (me->read_only) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		fd = open(path, O_RDONLY);
+	}
+	for (int n = 0; n <= me->twice; n++) {
+		my.file[n] = map(me->file, me->prot ?: PROT_READ, me->flags ?: MAP_SHARED,
+				 fd, me->advice);
+		touch_file(my.file[n]);
+		if (me->lock && mlock(my.file[n], me->file * psize()))
+			_exit(1);
+	}
+	for (long i = 0; me->dirty && i < me->file; i += me->dirty) {
+		fill(me->by_write ? buf : my.file[0] + i * psize(), i, 1);
+		if (me->by_write && pwrite(fd, buf, psize(), i * psize()) != psize())
+			_exit(1);
+	}
+}
+
+static void *thread_main(void *unused)
+{
+	while (!me->faulting)
+		pause();
+	for (;;) {
+		if (me->anon) {
+			madvise(my.anon, me->anon * psize(), MADV_DONTNEED);
+			write_anon();
+		}
+		if (me->file) {
+			madvise(my.file[0], me->file * psize(), MADV_DONTNEED);
+			touch_file(my.file[0]);
+		}
+	}
+	return NULL;
+}
+
+static void serve(int sock)
+{
+	struct hello hello = {
+		.pid = getpid(),
+		.large = me->file && is_large(my.file[0]),
+	};
+	char c;
+
+	if (write(sock, &hello, sizeof(hello)) != sizeof(hello))
+		_exit(1);
+	while (read(sock, &c, 1) == 1) {
+		c = anon_intact();
+		if (write(sock, &c, 1) != 1)
+			break;
+	}
+	_exit(0);
+}
+
+static int sharer_main(void *unused)
+{
+	serve(my.sock[1]);
+	return 0;
+}
+
+static void victim_main(const struct spec *spec, int fd)
+{
+	static char stack[65536] __attribute__((aligned(16)));
+	pthread_t thread;
+	cpu_set_t cpus;
+
+	me = spec;
+	if (spec->cpu) {
+		CPU_ZERO(&cpus);
+		CPU_SET(spec->cpu - 1, &cpus);
+		sched_setaffinity(0, sizeof(cpus), &cpus);
+	}
+	if (spec->anon)
+		make_anon();
+	if (spec->file)
+		make_file(fd);
+	for (int i = 0; i < spec->threads; i++) {
+		if (pthread_create(&thread, NULL, thread_main, NULL))
+			_exit(1);
+	}
+	if (spec->sharer && clone(sharer_main, stack + sizeof(stack),
+				  spec->sharer | CLONE_PARENT | SIGCHLD, NULL) < 0)
+		_exit(1);
+	/* The system call, since the C library thinks of threads. */
+	if (spec->uid && syscall(SYS_setresuid, spec->uid, spec->uid, spec->uid))
+		_exit(1);
+	serve(my.sock[0]);
+}
+
+static void greet(struct __test_metadata *_metadata, struct victim *v, struct proc *p)
+{
+	struct hello hello;
+
+	ASSERT_EQ(sizeof(hello), read(p->sock, &hello, sizeof(hello))) {
+		TH_LOG("The victim could not be set up");
+	}
+	v->large |= hello.large;
+	if (!p->pid) {
+		p->pid = hello.pid;
+		p->pidfd = pidfd_open(p->pid);
+	}
+	ASSERT_GE(p->pidfd, 0);
+}
+
+static void spawn(struct __test_metadata *_metadata, struct env *env,
+		  const struct spec *spec, struct victim *v)
+{
+	int sock[2], sharer[2];
+	struct clone_args args = {
+		.flags = CLONE_PIDFD | CLONE_INTO_CGROUP | spec->clone_flags,
+		.pidfd = (uintptr_t)&v->proc.pidfd,
+		.exit_signal = SIGCHLD,
+		.cgroup = env->cgroup_fd,
+	};
+
+	memset(v, 0, sizeof(*v));
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sharer));
+	v->proc.pid = syscall(__NR_clone3, &args, sizeof(args));
+	ASSERT_GE(v->proc.pid, 0);
+	if (!v->proc.pid) {
+		close(sock[1]);
+		close(sharer[1]);
+		my.sock[0] = sock[0];
+		my.sock[1] = sharer[0];
+		victim_main(spec, env->fd);
+	}
+	close(sock[0]);
+	close(sharer[0]);
+	v->proc.sock = sock[1];
+	v->sharer.sock = sharer[1];
+	if (spec->sharer)
+		greet(_metadata, v, &v->sharer);
+	/* The parent of a vfork() child stands still. */
+	if (!(spec->sharer & CLONE_VFORK))
+		greet(_metadata, v, &v->proc);
+}
+
+/* Is it alive, and its memory what it was? */
+static bool intact(struct proc *p)
+{
+	char c = 0;
+
+	return send(p->sock, &c, 1, MSG_NOSIGNAL) == 1 &&
+	       recv(p->sock, &c, 1, 0) == 1 && c;
+}
+
+/* The signal that a process died of, or -1. */
+static int bury(struct proc *p)
+{
+	int status;
+
+	if (!p->pid || waitpid(p->pid, &status, 0) != p->pid || !WIFSIGNALED(status))
+		return -1;
+	return WTERMSIG(status);
+}
+
+static void forget(struct victim *v)
+{
+	close(v->proc.pidfd);
+	close(v->proc.sock);
+	close(v->sharer.sock);
+	if (v->sharer.pid)
+		close(v->sharer.pidfd);
+}
+
+/* All of the victim's threads have left the memory behind. */
+static void become_zombie(struct __test_metadata *_metadata, struct proc *p)
+{
+	siginfo_t info;
+
+	ASSERT_EQ(0, kill(p->pid, SIGKILL));
+	ASSERT_EQ(0, waitid(P_PID, p->pid, &info, WEXITED | WNOWAIT));
+}
+
+/* What the file and the memory of this victim should at least amount to. */
+static void check_used(struct __test_metadata *_metadata, const struct env *env,
+		       const struct spec *spec)
+{
+	struct usage usage = measure(env);
+
+	ASSERT_GE(usage.charge, spec->anon * psize());
+	if (spec->file)
+		ASSERT_GE(usage.cache, spec->file / (spec->step ?: 1));
+}
+
+/*
+ * Arguments and errors, for the call with and without the flag.
+ */
+TEST(detection)
+{
+	int ret = mrelease(-1, PROCESS_MRELEASE_REAP_KILL);
+
+	if (ret == EINVAL)
+		SKIP(return, NO_FLAG);
+	EXPECT_EQ(EBADF, ret);
+}
+
+FIXTURE(error) {
+	int pidfd;
+	pid_t pid;
+};
+
+FIXTURE_VARIANT(error) {
+	unsigned int flags;
+};
+
+FIXTURE_VARIANT_ADD(error, no_flag) { };
+
+FIXTURE_VARIANT_ADD(error, reap_kill) {
+	.flags = PROCESS_MRELEASE_REAP_KILL,
+};
+
+FIXTURE_SETUP(error)
+{
+	if (variant->flags && !has_reap_kill())
+		SKIP(return, NO_FLAG);
+	self->pid = fork();
+	if (!self->pid) {
+		pause();
+		_exit(1);
+	}
+	self->pidfd = pidfd_open(self->pid);
+	ASSERT_GE(self->pidfd, 0);
+}
+
+FIXTURE_TEARDOWN(error)
+{
+	kill(self->pid, SIGKILL);
+	waitpid(self->pid, NULL, 0);
+	close(self->pidfd);
+}
+
+TEST_F(error, unknown_flags)
+{
+	for (unsigned int bit = 1; bit < 32; bit++) {
+		EXPECT_EQ(EINVAL, mrelease(-1, variant->flags | 1U << bit));
+		EXPECT_EQ(EINVAL, mrelease(self->pidfd, variant->flags | 1U << bit));
+	}
+	EXPECT_EQ(EINVAL, mrelease(self->pidfd, -1));
+	usleep(100000);
+	EXPECT_EQ(0, waitpid(self->pid, NULL, WNOHANG));
+}
+
+TEST_F(error, no_pidfd)
+{
+	int fd = open("/dev/null", O_RDONLY);
+
+	EXPECT_EQ(EBADF, mrelease(-1, variant->flags));
+	EXPECT_EQ(EBADF, mrelease(fd, variant->flags));
+	close(fd);
+	EXPECT_EQ(EBADF, mrelease(fd, variant->flags));
+}
+
+TEST_F(error, gone)
+{
+	siginfo_t info;
+
+	ASSERT_EQ(0, kill(self->pid, SIGKILL));
+	ASSERT_EQ(0, waitid(P_PID, self->pid, &info, WEXITED | WNOWAIT));
+	EXPECT_EQ(ESRCH, mrelease(self->pidfd, variant->flags)) {
+		TH_LOG("a zombie");
+	}
+	ASSERT_EQ(self->pid, waitpid(self->pid, NULL, 0));
+	EXPECT_EQ(ESRCH, mrelease(self->pidfd, variant->flags)) {
+		TH_LOG("waited for");
+	}
+}
+
+TEST_F(error, kernel_thread)
+{
+	char name[16];
+	int pidfd;
+
+	if (!read_file("/proc/2/comm", name, sizeof(name)) || strcmp(name, "kthreadd\n"))
+		SKIP(return, "process 2 is not kthreadd");
+	pidfd = pidfd_open(2);
+	ASSERT_GE(pidfd, 0);
+	EXPECT_EQ(ESRCH, mrelease(pidfd, variant->flags));
+	close(pidfd);
+}
+
+/*
+ * Without the flag.
+ */
+FIXTURE(no_flag) {
+	struct env env;
+	struct victim victim;
+};
+
+FIXTURE_SETUP(no_flag)
+{
+	const struct spec spec = { .anon = PAGES, .file = PAGES };
+
+	if (set_up(_metadata, &self->env, false, PAGES)) {
+		spawn(_metadata, &self->env, &spec, &self->victim);
+		check_used(_metadata, &self->env, &spec);
+	}
+}
+
+FIXTURE_TEARDOWN(no_flag)
+{
+	tear_down(&self->env);
+}
+
+TEST_F(no_flag, live_victim)
+{
+	EXPECT_EQ(EINVAL, mrelease(self->victim.proc.pidfd, 0));
+	EXPECT_GE(measure(&self->env).charge, PAGES * psize());
+	EXPECT_TRUE(intact(&self->victim.proc));
+}
+
+TEST_F(no_flag, killed_victim)
+{
+	struct usage usage;
+	int ret;
+
+	ASSERT_EQ(0, kill(self->victim.proc.pid, SIGKILL));
+	ret = mrelease(self->victim.proc.pidfd, 0);
+	usage = measure(&self->env);
+	/* Its exit may be over. */
+	if (ret != ESRCH)
+		EXPECT_EQ(0, ret);
+	EXPECT_EQ(SIGKILL, bury(&self->victim.proc));
+	/* The page cache is not touched. */
+	EXPECT_EQ(PAGES, usage.cache);
+	EXPECT_EQ(PAGES, measure(&self->env).cache);
+}
+
+/*
+ * With the flag, all of the victim's memory is free when the call returns.
+ */
+FIXTURE(kill) {
+	struct env env;
+};
+
+FIXTURE_VARIANT(kill) {
+	struct spec spec;
+	bool cached;		/* as it was written, with all that is attached */
+	bool large;		/* has to be */
+	bool stopped;
+};
+
+FIXTURE_VARIANT_ADD(kill, anon) {
+	.spec = { .anon = PAGES },
+};
+
+FIXTURE_VARIANT_ADD(kill, anon_huge) {
+	.spec = { .anon = PAGES, .anon_advice = MADV_HUGEPAGE },
+};
+
+FIXTURE_VARIANT_ADD(kill, anon_locked) {
+	.spec = { .anon = PAGES, .lock = true },
+};
+
+FIXTURE_VARIANT_ADD(kill, private_file) {
+	.spec = { .file = PAGES, .flags = MAP_PRIVATE },
+};
+
+FIXTURE_VARIANT_ADD(kill, private_writable_file) {
+	.spec = { .file = PAGES, .flags = MAP_PRIVATE, .prot = PROT_READ | PROT_WRITE },
+};
+
+FIXTURE_VARIANT_ADD(kill, shared_file) {
+	.spec = { .file = PAGES },
+};
+
+FIXTURE_VARIANT_ADD(kill, shared_read_only_file) {
+	.spec = { .file = PAGES, .read_only = true },
+};
+
+FIXTURE_VARIANT_ADD(kill, shared_writable_file) {
+	.spec = { .file = PAGES, .prot = PROT_READ | PROT_WRITE },
+};
+
+FIXTURE_VARIANT_ADD(kill, small_folios) {
+	.spec = { .file = PAGES, .advice = MADV_RANDOM },
+};
+
+FIXTURE_VARIANT_ADD(kill, small_folios_some) {
+	.spec = { .file = PAGES, .advice = MADV_RANDOM, .step = 16 },
+};
+
+FIXTURE_VARIANT_ADD(kill, large_folios) {
+	.spec = { .file = PAGES, .advice = MADV_HUGEPAGE },
+	.large = true,
+};
+
+/* One page and those that are mapped around it, of each folio. */
+FIXTURE_VARIANT_ADD(kill, large_folios_some) {
+	.spec = { .file = PAGES, .advice = MADV_HUGEPAGE, .step = 64 },
+	.large = true,
+};
+
+FIXTURE_VARIANT_ADD(kill, small_folios_twice) {
+	.spec = { .file = PAGES, .advice = MADV_RANDOM, .twice = true },
+};
+
+FIXTURE_VARIANT_ADD(kill, large_folios_twice) {
+	.spec = { .file = PAGES, .advice = MADV_HUGEPAGE, .twice = true },
+	.large = true,
+};
+
+FIXTURE_VARIANT_ADD(kill, locked_file) {
+	.spec = { .file = PAGES, .lock = true },
+};
+
+FIXTURE_VARIANT_ADD(kill, locked_small_folios_twice) {
+	.spec = { .file = PAGES, .advice = MADV_RANDOM, .twice = true, .lock = true },
+};
+
+FIXTURE_VARIANT_ADD(kill, cached_file) {
+	.spec = { .file = PAGES },
+	.cached = true,
+};
+
+FIXTURE_VARIANT_ADD(kill, threads) {
+	.spec = { .anon = PAGES, .file = PAGES, .threads = 8 },
+};
+
+FIXTURE_VARIANT_ADD(kill, faulting_threads) {
+	.spec = { .anon = PAGES, .file = PAGES, .threads = 2, .faulting = true },
+};
+
+FIXTURE_VARIANT_ADD(kill, stopped) {
+	.spec = { .anon = PAGES, .file = PAGES },
+	.stopped = true,
+};
+
+FIXTURE_SETUP(kill)
+{
+	if (!set_up(_metadata, &self->env, true, variant->spec.file))
+		return;
+	if (variant->cached) {
+		ASSERT_TRUE(write_pages(self->env.fd, PAGES, 0));
+		ASSERT_EQ(0, fsync(self->env.fd));
+	}
+}
+
+FIXTURE_TEARDOWN(kill)
+{
+	tear_down(&self->env);
+}
+
+TEST_F_TIMEOUT(kill, all_is_free, TIMEOUT)
+{
+	struct usage usage;
+	struct victim v;
+
+	spawn(_metadata, &self->env, &variant->spec, &v);
+	if (variant->large && !v.large)
+		SKIP(return, "no large folios on this file system");
+	if (!variant->spec.faulting)
+		check_used(_metadata, &self->env, &variant->spec);
+	if (variant->stopped) {
+		siginfo_t info;
+
+		ASSERT_EQ(0, kill(v.proc.pid, SIGSTOP));
+		ASSERT_EQ(0, waitid(P_PID, v.proc.pid, &info, WSTOPPED));
+	}
+
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	usage = measure(&self->env);
+	EXPECT_LE(usage.charge, slack());
+	EXPECT_EQ(0, usage.cache);
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(-1, wrong_page(self->env.fd, self->env.pages, 0));
+	forget(&v);
+}
+
+/*
+ * What is dirty stays, and what is clean does not.
+ */
+FIXTURE(dirty) {
+	struct env env;
+};
+
+FIXTURE_VARIANT(dirty) {
+	struct spec spec;
+	unsigned int changed;	/* every nth page of the file */
+	long stay;		/* pages of the file, if known */
+	bool writeback;
+};
+
+FIXTURE_VARIANT_ADD(dirty, mapped) {
+	.spec = { .file = PAGES, .prot = PROT_READ | PROT_WRITE, .dirty = 1 },
+	.changed = 1,
+	.stay = PAGES,
+};
+
+FIXTURE_VARIANT_ADD(dirty, mapped_some) {
+	.spec = {
+		.file = PAGES, .prot = PROT_READ | PROT_WRITE, .dirty = 16,
+		.advice = MADV_RANDOM,
+	},
+	.changed = 16,
+	.stay = PAGES / 16,
+};
+
+FIXTURE_VARIANT_ADD(dirty, large_folios_some) {
+	.spec = {
+		.file = PAGES, .prot = PROT_READ | PROT_WRITE, .dirty = 64,
+		.advice = MADV_HUGEPAGE,
+	},
+	.changed = 64,
+	.stay = -1,
+};
+
+FIXTURE_VARIANT_ADD(dirty, written) {
+	.spec = { .file = PAGES, .dirty = 1, .by_write = true },
+	.changed = 1,
+	.stay = PAGES,
+};
+
+FIXTURE_VARIANT_ADD(dirty, written_some) {
+	.spec = { .file = PAGES, .dirty = 16, .by_write = true, .advice = MADV_RANDOM },
+	.changed = 16,
+	.stay = PAGES / 16,
+};
+
+/* Which pages are still being written when the call comes is left to chance. */
+FIXTURE_VARIANT_ADD(dirty, writeback) {
+	.spec = { .file = PAGES, .prot = PROT_READ | PROT_WRITE, .dirty = 1 },
+	.changed = 1,
+	.stay = -1,
+	.writeback = true,
+};
+
+/* The copies are private memory, and go. The file has not been changed. */
+FIXTURE_VARIANT_ADD(dirty, copied) {
+	.spec = {
+		.file = PAGES, .flags = MAP_PRIVATE, .prot = PROT_READ | PROT_WRITE,
+		.dirty = 2,
+	},
+};
+
+FIXTURE_SETUP(dirty)
+{
+	set_up(_metadata, &self->env, true, PAGES);
+}
+
+FIXTURE_TEARDOWN(dirty)
+{
+	tear_down(&self->env);
+}
+
+TEST_F_TIMEOUT(dirty, no_byte_is_lost, TIMEOUT)
+{
+	int fd = self->env.fd;
+	struct usage usage;
+	struct victim v;
+
+	spawn(_metadata, &self->env, &variant->spec, &v);
+	if (variant->stay > 0)
+		ASSERT_EQ(variant->stay, cache_of(fd).nr_dirty);
+	if (variant->writeback)
+		ASSERT_EQ(0, sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE));
+
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	usage = measure(&self->env);
+	if (variant->stay >= 0)
+		EXPECT_EQ(variant->stay, usage.cache);
+	EXPECT_LE(usage.charge, slack() + usage.cache * psize());
+
+	/* What had been dropped would be read from the disk, and be old. */
+	ASSERT_TRUE(put(AT_FDCWD, "/proc/sys/vm/drop_caches", "3"));
+	EXPECT_EQ(-1, wrong_page(fd, PAGES, variant->changed));
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	make_cold(_metadata, fd);
+	EXPECT_EQ(-1, wrong_page(fd, PAGES, variant->changed));
+	forget(&v);
+}
+
+/*
+ * What the page cache has the only copy of stays.
+ */
+FIXTURE(only_copy) {
+	struct env env;
+};
+
+FIXTURE_VARIANT(only_copy) {
+	int (*make)(void);
+	long page;		/* in units of the base page, 0 for one */
+};
+
+static int make_memfd(void)
+{
+	return memfd_create("mrelease", MFD_CLOEXEC);
+}
+
+static int make_hugetlb(void)
+{
+	int fd = memfd_create("mrelease", MFD_CLOEXEC | MFD_HUGETLB);
+	size_t len = default_huge_page_size();
+
+	/* Are there any? */
+	if (fd >= 0 && fallocate(fd, 0, 0, len)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static int make_secret(void)
+{
+	return syscall(__NR_memfd_secret, O_CLOEXEC);
+}
+
+/* Mounted where nobody else sees it. */
+static int make_ramfs(void)
+{
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("ramfs", "/proc", "ramfs", 0, NULL))
+		return -1;
+	return open("/proc/file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+}
+
+FIXTURE_VARIANT_ADD(only_copy, memfd) {
+	.make = make_memfd,
+};
+
+FIXTURE_VARIANT_ADD(only_copy, hugetlb) {
+	.make = make_hugetlb,
+};
+
+FIXTURE_VARIANT_ADD(only_copy, secret) {
+	.make = make_secret,
+};
+
+FIXTURE_VARIANT_ADD(only_copy, ramfs) {
+	.make = make_ramfs,
+};
+
+FIXTURE_SETUP(only_copy)
+{
+	if (!set_up(_metadata, &self->env, true, 0))
+		return;
+	self->env.fd = variant->make();
+}
+
+FIXTURE_TEARDOWN(only_copy)
+{
+	tear_down(&self->env);
+}
+
+TEST_F(only_copy, stays)
+{
+	const struct spec spec = {
+		.anon = PAGES, .file = default_huge_page_size() / psize(),
+		.prot = PROT_READ | PROT_WRITE, .dirty = 1,
+	};
+	size_t len = spec.file * psize();
+	struct victim v;
+	char *p;
+
+	if (self->env.fd < 0 || ftruncate(self->env.fd, len))
+		SKIP(return, "there is none");
+	spawn(_metadata, &self->env, &spec, &v);
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_LE(measure(&self->env).charge, slack() + (long)len);
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+
+	p = mmap(NULL, len, PROT_READ, MAP_SHARED, self->env.fd, 0);
+	ASSERT_NE(MAP_FAILED, p);
+	for (long i = 0; i < spec.file; i++)
+		ASSERT_TRUE(filled(p + i * psize(), i, 1));
+	forget(&v);
+}
+
+/*
+ * One victim, and what is particular about it.
+ */
+FIXTURE(reap_kill) {
+	struct env env;
+};
+
+FIXTURE_SETUP(reap_kill)
+{
+	set_up(_metadata, &self->env, true, PAGES);
+}
+
+FIXTURE_TEARDOWN(reap_kill)
+{
+	tear_down(&self->env);
+}
+
+/* What another process maps stays, to the page. */
+TEST_F(reap_kill, file_mapped_by_others)
+{
+	const struct spec spec = { .file = PAGES, .advice = MADV_RANDOM };
+	unsigned char resident[PAGES / 2];
+	size_t half = PAGES / 2 * psize();
+	struct victim v;
+	char *p;
+
+	p = mmap(NULL, half, PROT_READ, MAP_SHARED, self->env.fd, 0);
+	ASSERT_NE(MAP_FAILED, p);
+	ASSERT_EQ(0, madvise(p, half, MADV_RANDOM));
+	force_read_pages(p, PAGES / 2, psize());
+	spawn(_metadata, &self->env, &spec, &v);
+	check_used(_metadata, &self->env, &spec);
+
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_EQ(PAGES / 2, measure(&self->env).cache);
+	ASSERT_EQ(0, mincore(p, half, resident));
+	for (long i = 0; i < PAGES / 2; i++) {
+		ASSERT_EQ(1, resident[i] & 1);
+		ASSERT_TRUE(filled(p + i * psize(), i, 0));
+	}
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(-1, wrong_page(self->env.fd, PAGES, 0));
+	forget(&v);
+}
+
+/* Somebody writes and reads the file all the time, and finds what he wrote. */
+TEST_F_TIMEOUT(reap_kill, file_written_by_others, TIMEOUT)
+{
+	const struct spec spec = { .file = 64, .advice = MADV_RANDOM };
+	char buf[psize()];
+	int status, ret;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		for (unsigned int n = 1; getppid() != 1; n++) {
+			for (long i = 0; i < spec.file; i++) {
+				fill(buf, i, n);
+				if (pwrite(self->env.fd, buf, psize(), i * psize()) != psize())
+					_exit(2);
+			}
+			if (n % 2)
+				sync_file_range(self->env.fd, 0, 0,
+						SYNC_FILE_RANGE_WRITE |
+						SYNC_FILE_RANGE_WAIT_AFTER);
+			for (long i = 0; i < spec.file; i++) {
+				if (pread(self->env.fd, buf, psize(), i * psize()) != psize() ||
+				    !filled(buf, i, n))
+					_exit(1);
+			}
+		}
+	}
+	for (int i = 0; i < 100; i++) {
+		struct victim v;
+
+		spawn(_metadata, &self->env, &spec, &v);
+		ret = mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL);
+		ASSERT_EQ(0, ret);
+		ASSERT_EQ(SIGKILL, bury(&v.proc));
+		forget(&v);
+	}
+	EXPECT_EQ(0, waitpid(pid, &status, WNOHANG)) {
+		TH_LOG("It found something else: %d", WEXITSTATUS(status));
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+/* The signal says who sent it, and is the only one. */
+TEST_F(reap_kill, si_code)
+{
+	static const char base[] = "/sys/kernel/tracing/instances";
+	const struct spec spec = { .anon = PAGES };
+	int dir, code = -1, count = 0, pid, n;
+	char path[64], line[512], *p;
+	struct victim v;
+	FILE *trace;
+
+	snprintf(path, sizeof(path), "%s/mrelease.%d", base, getpid());
+	if (mkdir(path, 0700))
+		SKIP(return, "no trace instances in %s", base);
+	dir = open(path, O_PATH);
+	EXPECT_TRUE(put(dir, "events/signal/signal_generate/filter", "sig == 9"));
+	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "1"));
+	spawn(_metadata, &self->env, &spec, &v);
+	EXPECT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "0"));
+
+	strcat(path, "/trace");
+	trace = fopen(path, "r");
+	while (trace && fgets(line, sizeof(line), trace)) {
+		p = strstr(line, "signal_generate: sig=9 ");
+		if (p && sscanf(p, "%*s sig=9 errno=0 code=%d comm=%*s pid=%d", &n, &pid) == 2 &&
+		    pid == v.proc.pid) {
+			code = n;
+			count++;
+		}
+	}
+	if (trace)
+		fclose(trace);
+	close(dir);
+	*strrchr(path, '/') = 0;
+	rmdir(path);
+	EXPECT_EQ(KILL_MRELEASE, code);
+	EXPECT_EQ(1, count);
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	forget(&v);
+}
+
+TEST_F(reap_kill, oneself)
+{
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		mrelease(PIDFD_SELF_THREAD_GROUP, PROCESS_MRELEASE_REAP_KILL);
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFSIGNALED(status));
+	EXPECT_EQ(SIGKILL, WTERMSIG(status));
+}
+
+/* A process that is dead, and whose memory is now that of another one only. */
+TEST_F(reap_kill, memory_left_to_others)
+{
+	const struct spec spec = { .anon = PAGES, .file = PAGES, .sharer = CLONE_VM };
+	struct victim v;
+
+	spawn(_metadata, &self->env, &spec, &v);
+	become_zombie(_metadata, &v.sharer);
+	EXPECT_EQ(ESRCH, mrelease(v.sharer.pidfd, 0));
+	EXPECT_EQ(ESRCH, mrelease(v.sharer.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	check_used(_metadata, &self->env, &spec);
+	EXPECT_TRUE(intact(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v.sharer));
+	EXPECT_TRUE(intact(&v.proc));
+	forget(&v);
+}
+
+/*
+ * All who share the memory die.
+ */
+FIXTURE(sharers) {
+	struct env env;
+};
+
+FIXTURE_VARIANT(sharers) {
+	int flags;
+	bool sharer;		/* is the one that the pidfd names */
+};
+
+FIXTURE_VARIANT_ADD(sharers, clone_vm) {
+	.flags = CLONE_VM,
+};
+
+FIXTURE_VARIANT_ADD(sharers, vfork_parent) {
+	.flags = CLONE_VM | CLONE_VFORK,
+};
+
+FIXTURE_VARIANT_ADD(sharers, vfork_child) {
+	.flags = CLONE_VM | CLONE_VFORK,
+	.sharer = true,
+};
+
+FIXTURE_SETUP(sharers)
+{
+	set_up(_metadata, &self->env, true, PAGES);
+}
+
+FIXTURE_TEARDOWN(sharers)
+{
+	tear_down(&self->env);
+}
+
+TEST_F(sharers, all_die)
+{
+	const struct spec spec = { .anon = PAGES, .file = PAGES, .sharer = variant->flags };
+	struct usage usage;
+	struct victim v;
+
+	spawn(_metadata, &self->env, &spec, &v);
+	check_used(_metadata, &self->env, &spec);
+	ASSERT_EQ(0, mrelease(variant->sharer ? v.sharer.pidfd : v.proc.pidfd,
+			      PROCESS_MRELEASE_REAP_KILL));
+	usage = measure(&self->env);
+	EXPECT_LE(usage.charge, slack());
+	EXPECT_EQ(0, usage.cache);
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v.sharer));
+	forget(&v);
+}
+
+/*
+ * Who may kill: all of the sharers, or none.
+ */
+FIXTURE(permission) {
+	struct env env;
+};
+
+FIXTURE_VARIANT(permission) {
+	struct spec spec;
+	void (*become)(int pidfd);	/* what the caller is */
+	int error;
+};
+
+static void become_nobody(int pidfd)
+{
+	if (setresuid(NOBODY, NOBODY, NOBODY))
+		_exit(255);
+}
+
+static void go_inside(int pidfd)
+{
+	int status;
+	pid_t pid;
+
+	if (setns(pidfd, CLONE_NEWPID))
+		_exit(255);
+	pid = fork();
+	if (pid)
+		_exit(waitpid(pid, &status, 0) == pid && WIFEXITED(status) ?
+		      WEXITSTATUS(status) : 255);
+}
+
+static void stay_outside(int pidfd)
+{
+}
+
+FIXTURE_VARIANT_ADD(permission, of_another_user) {
+	.spec = { .anon = PAGES },
+	.become = become_nobody,
+	.error = EPERM,
+};
+
+FIXTURE_VARIANT_ADD(permission, of_the_same_user) {
+	.spec = { .anon = PAGES, .uid = NOBODY },
+	.become = become_nobody,
+};
+
+FIXTURE_VARIANT_ADD(permission, shared_with_another_user) {
+	.spec = { .anon = PAGES, .uid = NOBODY, .sharer = CLONE_VM },
+	.become = become_nobody,
+	.error = EPERM,
+};
+
+FIXTURE_VARIANT_ADD(permission, init_from_inside) {
+	.spec = { .anon = PAGES, .clone_flags = CLONE_NEWPID },
+	.become = go_inside,
+	.error = EPERM,
+};
+
+FIXTURE_VARIANT_ADD(permission, init_from_outside) {
+	.spec = { .anon = PAGES, .clone_flags = CLONE_NEWPID },
+	.become = stay_outside,
+};
+
+FIXTURE_SETUP(permission)
+{
+	set_up(_metadata, &self->env, true, 0);
+}
+
+FIXTURE_TEARDOWN(permission)
+{
+	tear_down(&self->env);
+}
+
+TEST_F(permission, verdict)
+{
+	const struct spec *spec = &variant->spec;
+	struct usage usage;
+	struct victim v;
+	int status;
+	pid_t pid;
+
+	spawn(_metadata, &self->env, spec, &v);
+	pid = fork();
+	if (!pid) {
+		variant->become(v.proc.pidfd);
+		_exit(mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	usage = measure(&self->env);
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(variant->error, WEXITSTATUS(status));
+	if (variant->error) {
+		EXPECT_GE(usage.charge, spec->anon * psize());
+		EXPECT_TRUE(intact(&v.proc));
+		EXPECT_TRUE(!spec->sharer || intact(&v.sharer));
+	} else {
+		EXPECT_LE(usage.charge, slack());
+		EXPECT_EQ(SIGKILL, bury(&v.proc));
+	}
+	forget(&v);
+}
+
+/*
+ * Somebody else keeps the memory in use, for as long as he likes.
+ */
+FIXTURE(pinned) {
+	struct env env;
+	struct victim victim;
+	pid_t pid;
+};
+
+FIXTURE_VARIANT(pinned) {
+	unsigned int flags;
+	bool zombie;		/* killed before, and all threads are gone */
+};
+
+FIXTURE_VARIANT_ADD(pinned, alive) {
+	.flags = PROCESS_MRELEASE_REAP_KILL,
+};
+
+FIXTURE_VARIANT_ADD(pinned, zombie) {
+	.flags = PROCESS_MRELEASE_REAP_KILL,
+	.zombie = true,
+};
+
+FIXTURE_VARIANT_ADD(pinned, zombie_no_flag) {
+	.zombie = true,
+};
+
+static void *read_victim(void *arg)
+{
+	struct iovec *iov = arg;
+
+	process_vm_readv(*(pid_t *)iov[2].iov_base, &iov[0], 1, &iov[1], 1, 0);
+	return NULL;
+}
+
+/* Reads a page of the victim's to where a fault never comes to its end. */
+static void pin(pid_t victim, int ready)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct iovec iov[3] = {
+		{ .iov_len = psize() },
+		/* Where the test has it, the victim has it. */
+		{ .iov_base = &my, .iov_len = sizeof(my) },
+		{ .iov_base = &victim },
+	};
+	struct uffd_msg msg;
+	pthread_t thread;
+	int uffd;
+
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (uffd < 0)
+		_exit(0);
+	iov[0].iov_base = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (ioctl(uffd, UFFDIO_API, &api) ||
+	    uffd_register(uffd, iov[0].iov_base, psize(), true, false, false) ||
+	    pthread_create(&thread, NULL, read_victim, iov) ||
+	    read(uffd, &msg, sizeof(msg)) != sizeof(msg) ||
+	    write(ready, "", 1) != 1)
+		_exit(1);
+	pause();
+	_exit(0);
+}
+
+FIXTURE_SETUP(pinned)
+{
+	const struct spec spec = { .anon = PAGES, .file = PAGES };
+	int ready[2];
+	char c;
+
+	if (!set_up(_metadata, &self->env, variant->flags, PAGES))
+		return;
+	spawn(_metadata, &self->env, &spec, &self->victim);
+	ASSERT_EQ(0, pipe(ready));
+	self->pid = fork();
+	if (!self->pid)
+		pin(self->victim.proc.pid, ready[1]);
+	close(ready[1]);
+	if (read(ready[0], &c, 1) != 1) {
+		tear_down(&self->env);
+		SKIP(return, "needs userfaultfd and process_vm_readv");
+	}
+	close(ready[0]);
+	if (variant->zombie)
+		become_zombie(_metadata, &self->victim.proc);
+	check_used(_metadata, &self->env, &spec);
+}
+
+FIXTURE_TEARDOWN(pinned)
+{
+	if (self->pid)
+		kill(self->pid, SIGKILL);
+	tear_down(&self->env);
+}
+
+TEST_F(pinned, is_found)
+{
+	struct proc *p = &self->victim.proc;
+	struct usage usage;
+	int ret;
+
+	ret = mrelease(p->pidfd, variant->flags);
+	usage = measure(&self->env);
+	if (ret == ESRCH && !has_reap_kill())
+		SKIP(return, "this kernel gives up when all threads are gone");
+	ASSERT_EQ(0, ret);
+	/* Not charged to the victim, but kept by the reader: a page of ours. */
+	EXPECT_LE(usage.charge, slack() + (variant->flags ? 0 : PAGES * psize()));
+	EXPECT_EQ(variant->flags ? 0 : PAGES, usage.cache);
+
+	/* Nothing is left to be done, but that is no error yet. */
+	EXPECT_EQ(0, mrelease(p->pidfd, variant->flags));
+	ASSERT_EQ(0, kill(self->pid, SIGKILL));
+	ASSERT_EQ(self->pid, waitpid(self->pid, NULL, 0));
+	self->pid = 0;
+	if (variant->zombie)
+		EXPECT_EQ(ESRCH, mrelease(p->pidfd, variant->flags));
+	EXPECT_EQ(SIGKILL, bury(p));
+}
+
+/*
+ * Many kills, each of them beside the victim's own exit.
+ */
+FIXTURE(many) {
+	struct env env;
+	cpu_set_t cpus;
+};
+
+FIXTURE_VARIANT(many) {
+	bool apart;		/* caller and victim on different CPUs */
+	int threads;
+	bool signalled;		/* has been before */
+	int kills;
+};
+
+FIXTURE_VARIANT_ADD(many, one_cpu) {
+	.kills = 1000,
+};
+
+FIXTURE_VARIANT_ADD(many, two_cpus) {
+	.kills = 1000,
+	.apart = true,
+};
+
+FIXTURE_VARIANT_ADD(many, one_cpu_threads) {
+	.kills = 100,
+	.threads = 4,
+};
+
+FIXTURE_VARIANT_ADD(many, two_cpus_threads) {
+	.kills = 100,
+	.threads = 4,
+	.apart = true,
+};
+
+FIXTURE_VARIANT_ADD(many, one_cpu_signalled) {
+	.kills = 200,
+	.signalled = true,
+};
+
+FIXTURE_VARIANT_ADD(many, two_cpus_signalled) {
+	.kills = 200,
+	.signalled = true,
+	.apart = true,
+};
+
+#define MANY_PAGES	128
+
+FIXTURE_SETUP(many)
+{
+	cpu_set_t one;
+	int cpu = 0;
+
+	sched_getaffinity(0, sizeof(self->cpus), &self->cpus);
+	while (!CPU_ISSET(cpu, &self->cpus))
+		cpu++;
+	CPU_CLR(cpu, &self->cpus);
+	if (variant->apart && !CPU_COUNT(&self->cpus))
+		SKIP(return, "needs two CPUs");
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	if (!variant->apart)
+		self->cpus = one;
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(one), &one));
+	set_up(_metadata, &self->env, true, MANY_PAGES);
+}
+
+FIXTURE_TEARDOWN(many)
+{
+	tear_down(&self->env);
+}
+
+TEST_F_TIMEOUT(many, all_is_free, TIMEOUT)
+{
+	struct spec spec = {
+		.anon = 1024, .file = MANY_PAGES, .threads = variant->threads, .cpu = 1,
+	};
+	struct usage usage;
+	struct victim v;
+	int ret;
+
+	while (!CPU_ISSET(spec.cpu - 1, &self->cpus))
+		spec.cpu++;
+	for (int i = 0; i < variant->kills; i++) {
+		spawn(_metadata, &self->env, &spec, &v);
+		if (variant->signalled)
+			ASSERT_EQ(0, kill(v.proc.pid, SIGKILL));
+		ret = mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL);
+		usage = measure(&self->env);
+		/* The exit may be over, if somebody else began it. */
+		if (!variant->signalled || ret != ESRCH)
+			ASSERT_EQ(0, ret);
+		ASSERT_LE(usage.charge, slack()) {
+			TH_LOG("in round %d", i);
+		}
+		if (!ret)
+			ASSERT_EQ(0, usage.cache) TH_LOG("in round %d", i);
+		ASSERT_EQ(SIGKILL, bury(&v.proc));
+		forget(&v);
+	}
+}
+
+TEST_HARNESS_MAIN
