@@ -43,7 +43,7 @@ static struct address_space *folio_file_mapping(const struct folio *folio)
  * Context: Any. Whoever calls this keeps the file's inode alive.
  * Return: false if no folio of @mapping may be evicted.
  */
-bool mapping_evictable(const struct address_space *mapping)
+bool mapping_evictable(struct address_space *mapping)
 {
 	return !shmem_mapping(mapping) && !mapping_unevictable(mapping) &&
 	       !mapping_inaccessible(mapping) && !dax_mapping(mapping) &&

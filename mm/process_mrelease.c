@@ -274,15 +274,62 @@ static int wait_for_gathers(struct mm_struct *mm)
 	return 0;
 }
 
-/* Free all that a killed mm holds, and be sure that it is free. */
-static int reap_killed_mm(struct mm_struct *mm)
+/*
+ * Has exit_mmap() begun to unmap when the mm, which has just been marked, was
+ * not yet? It opens its gather before it looks at the mark.
+ */
+static bool exit_is_ahead(struct mm_struct *mm)
+{
+	smp_mb();
+	return !atomic_read(&mm->mm_users) &&
+	       (mm_tlb_flush_pending(mm) || mm_flags_test(MMF_OOM_SKIP, mm));
+}
+
+/*
+ * An exit that was ahead of the mark has left file folios in the page cache,
+ * and nothing but the VMAs tells which. Wait for its unmapping to be over.
+ * What it still has in its batches it is going to evict, since it looks for
+ * the mark again when we have unlocked the mm. The rest is unmapped by now.
+ */
+static int evict_behind_exit(struct mm_struct *mm)
+{
+	struct vm_area_struct *vma;
+	VMA_ITERATOR(vmi, mm, 0);
+
+	while (!mm_flags_test(MMF_OOM_SKIP, mm)) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		schedule_timeout_uninterruptible(1);
+	}
+
+	lru_add_drain_all();
+	for_each_vma(vmi, vma) {
+		if (vma->vm_file && mapping_evictable(vma->vm_file->f_mapping))
+			mapping_try_invalidate(vma->vm_file->f_mapping,
+					       vma->vm_pgoff,
+					       vma->vm_pgoff + vma_pages(vma) - 1,
+					       NULL);
+	}
+
+	return 0;
+}
+
+/*
+ * Free all that a killed mm holds, and be sure that it is free. If exit_mmap()
+ * is ahead, it may have come to its end: -ESRCH.
+ */
+static int reap_killed_mm(struct mm_struct *mm, bool ahead)
 {
 	int ret = 0;
 
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
-	if (!__oom_reap_task_mm(mm))
+	if (ahead && mtree_empty(&mm->mm_mt))
+		ret = -ESRCH;
+	else if (!__oom_reap_task_mm(mm))
 		ret = -EAGAIN;
+	else if (ahead)
+		ret = evict_behind_exit(mm);
 	mmap_read_unlock(mm);
 
 	return ret ?: wait_for_gathers(mm);
@@ -297,11 +344,11 @@ static int reap_other_mm(struct mm_struct *mm, const struct mm_struct *done)
 		return 0;
 	if (mm != done && mm_is_dying(mm)) {
 		mm_flags_set(MMF_REAP_KILLED, mm);
-		ret = reap_killed_mm(mm);
+		ret = reap_killed_mm(mm, exit_is_ahead(mm));
 	}
 	mmdrop(mm);
 
-	return ret;
+	return ret == -ESRCH ? 0 : ret;
 }
 
 /*
@@ -349,6 +396,7 @@ static int check_pidns(struct task_struct *task)
 static int reap_kill(struct task_struct *task)
 {
 	struct mm_struct *mm = NULL;
+	bool ahead = false;
 	int ret;
 
 	ret = check_pidns(task);
@@ -362,8 +410,10 @@ static int reap_kill(struct task_struct *task)
 		mm = NULL;
 		cond_resched();
 	}
-	if (ret == -ESRCH)
+	if (ret == -ESRCH) {
 		ret = claim_exit_mm(task, &mm);
+		ahead = !ret && exit_is_ahead(mm);
+	}
 	if (ret)
 		goto drop_mm;
 
@@ -373,7 +423,7 @@ static int reap_kill(struct task_struct *task)
 	 */
 	lru_add_drain_all();
 
-	ret = reap_killed_mm(mm);
+	ret = reap_killed_mm(mm, ahead);
 	/* The signal does not stop an execve() that is nearly done. */
 	if (!ret)
 		ret = reap_other_mm(grab_mm(task), mm);
