@@ -36,6 +36,26 @@ void remember_exit_mm(void)
 }
 
 /**
+ * remember_old_mm - the same for execve(), which is about to replace the mm
+ *
+ * Context: The caller holds its own task_lock(), as does who kills it for its
+ *	memory: either execve() sees the signal, or the killer the new mm.
+ * Return: false if current has been killed and has to keep its mm.
+ */
+bool remember_old_mm(void)
+{
+	bool killed;
+
+	spin_lock_irq(&current->sighand->siglock);
+	killed = current->signal->flags & SIGNAL_GROUP_EXIT;
+	if (!killed)
+		remember_exit_mm();
+	spin_unlock_irq(&current->sighand->siglock);
+
+	return !killed;
+}
+
+/**
  * forget_exit_mm - drop what remember_exit_mm() keeps, if it is of no use
  * @always: the process lives on with another mm
  *
@@ -79,24 +99,54 @@ static struct mm_struct *grab_mm(struct task_struct *task)
 }
 
 /*
+ * Who leads the thread group now. It need not be the task that the pidfd led
+ * to: a thread that calls execve() takes its place, and the old one is gone
+ * but for our reference. NULL if the process has been waited for.
+ */
+static struct task_struct *current_leader(struct task_struct *task)
+{
+	lockdep_assert_held(&tasklist_lock);
+
+	return pid_task(task_tgid(task), PIDTYPE_TGID);
+}
+
+/*
  * The mm that the thread group left, with a reference, or NULL if there is
  * nothing left to free: exit_mmap() empties the tree when all else is done.
  */
 static struct mm_struct *grab_exit_mm(struct task_struct *task)
 {
+	struct task_struct *leader;
 	struct mm_struct *mm = NULL;
-	unsigned long flags;
 
-	if (!lock_task_sighand(task, &flags))
+	guard(read_lock)(&tasklist_lock);
+
+	leader = current_leader(task);
+	if (!leader)
 		return NULL;
-	mm = task->signal->exit_mm;
-	if (mm && !mtree_empty(&mm->mm_mt))
+	spin_lock_irq(&leader->sighand->siglock);
+	if (leader->signal->exit_mm &&
+	    !mtree_empty(&leader->signal->exit_mm->mm_mt)) {
+		mm = leader->signal->exit_mm;
 		mmgrab(mm);
-	else
-		mm = NULL;
-	unlock_task_sighand(task, &flags);
+	}
+	spin_unlock_irq(&leader->sighand->siglock);
 
 	return mm;
+}
+
+/* Has this process been killed, and is not busy with a core dump? */
+static bool process_is_dying(struct task_struct *p)
+{
+	unsigned long flags;
+	bool dying;
+
+	if (!lock_task_sighand(p, &flags))
+		return true;
+	dying = (p->signal->flags & SIGNAL_GROUP_EXIT) && !p->signal->core_state;
+	unlock_task_sighand(p, &flags);
+
+	return dying;
 }
 
 /*
@@ -110,11 +160,10 @@ static bool mm_is_dying(struct mm_struct *mm)
 	if (!atomic_read(&mm->mm_users))
 		return true;
 
-	guard(rcu)();
+	guard(read_lock)(&tasklist_lock);
 	for_each_process(p) {
 		if (!(p->flags & PF_KTHREAD) && process_shares_mm(p, mm) &&
-		    (!(READ_ONCE(p->signal->flags) & SIGNAL_GROUP_EXIT) ||
-		     p->signal->core_state))
+		    !process_is_dying(p))
 			return false;
 	}
 
@@ -186,16 +235,34 @@ static bool is_other_sharer(struct task_struct *p, struct task_struct *victim,
 }
 
 /*
+ * Kill a process if it still uses the mm. With the lock of one of its threads
+ * held it can neither leave the mm by execve(), see remember_old_mm(), nor get
+ * to exit_mmap(). Returns 0, or 1 if it has left the mm.
+ */
+static int kill_user(struct task_struct *leader, struct mm_struct *mm)
+{
+	struct task_struct *p = find_lock_task_mm(leader);
+	int ret = 1;
+
+	if (!p)
+		return ret;
+	if (p->mm == mm)
+		ret = kill_mrelease(leader, mm) ? 0 : -EPERM;
+	task_unlock(p);
+
+	return ret;
+}
+
+/*
  * Kill all processes that use the victim's mm, or none, and return the mm
  * with a reference.
  *
  * With tasklist_lock held nobody can be added to them: copy_process() links a
  * child with the lock held for writing, and drops it if its parent has been
- * killed. They can leave, though. What the victim's threads use is fixed by
- * the lock of one of them, and when the victim turns out to have left the mm
- * for another by execve(), nothing has happened yet.
+ * killed. They can leave, though. When the victim turns out to have left the
+ * mm by execve(), nothing has happened yet.
  *
- * Returns -ESRCH if no thread has an mm, 1 to be called again.
+ * Returns -ESRCH without an mm if no thread has one, 1 to be called again.
  */
 static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 {
@@ -206,12 +273,11 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 
 	guard(read_lock)(&tasklist_lock);
 
-	mm = grab_mm(victim);
+	leader = current_leader(victim);
+	mm = leader ? grab_mm(leader) : NULL;
 	if (!mm)
 		return -ESRCH;
 	*mmp = mm;
-	/* Not the victim itself if another thread has called execve() */
-	leader = victim->group_leader;
 
 	/*
 	 * One reference for each thread of the victim, or there are others.
@@ -220,7 +286,7 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 	 */
 	users = atomic_read(&mm->mm_users);
 	smp_rmb();
-	for_each_thread(victim, p) {
+	for_each_thread(leader, p) {
 		if (READ_ONCE(p->mm) == mm)
 			users--;
 	}
@@ -231,7 +297,7 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 		return ret;
 	if (shared) {
 		for_each_process(p) {
-			if (!is_other_sharer(p, victim, mm))
+			if (!is_other_sharer(p, leader, mm))
 				continue;
 			ret = check_kill_mrelease(p);
 			if (ret)
@@ -239,50 +305,51 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 		}
 	}
 
-	p = find_lock_task_mm(victim);
-	if (!p)
-		return 1;
-	if (p->mm != mm)
-		ret = 1;
-	else if (!kill_mrelease(leader, mm))
-		ret = -EPERM;
-	task_unlock(p);
+	ret = kill_user(leader, mm);
 	if (ret || !shared)
 		return ret;
-
 	for_each_process(p) {
-		if (is_other_sharer(p, victim, mm))
-			kill_mrelease(p, mm);
+		if (is_other_sharer(p, leader, mm))
+			WARN_ON_ONCE(kill_user(p, mm) < 0);
 	}
 
 	return 0;
 }
 
 /*
- * Wait until all pages are free that somebody has taken out of the page tables
- * of this mm: exit_mmap(), another caller, a munmap() that was under way. Each
- * of them has a gather open. Those that know of the mark wake us.
+ * Wait until all pages are free that somebody had taken out of the page tables
+ * of this mm when we had done the same. Mostly there is nobody. Else it is
+ * exit_mmap(), which says when it is done, or somebody who holds mmap_lock
+ * until then: another reaper, a munmap() that was under way.
  */
 static int wait_for_gathers(struct mm_struct *mm)
 {
-	while (!wait_var_event_timeout(&mm->tlb_flush_pending,
-				       !mm_tlb_flush_pending(mm), 1)) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
-	}
+	unsigned long *flags = ACCESS_PRIVATE(&mm->flags, __mm_flags);
+
+	smp_mb();
+	if (!mm_tlb_flush_pending(mm))
+		return 0;
+	if (wait_on_bit(flags, MMF_EXIT_UNMAP, TASK_KILLABLE))
+		return -EINTR;
+	if (!mm_tlb_flush_pending(mm))
+		return 0;
+	if (mmap_write_lock_killable(mm))
+		return -EINTR;
+	mmap_write_unlock(mm);
 
 	return 0;
 }
 
 /*
  * Has exit_mmap() begun to unmap when the mm, which has just been marked, was
- * not yet? It opens its gather before it looks at the mark.
+ * not yet? It says that it does before it looks at the mark.
  */
 static bool exit_is_ahead(struct mm_struct *mm)
 {
-	smp_mb();
+	smp_mb__after_atomic();
 	return !atomic_read(&mm->mm_users) &&
-	       (mm_tlb_flush_pending(mm) || mm_flags_test(MMF_OOM_SKIP, mm));
+	       (mm_flags_test(MMF_EXIT_UNMAP, mm) ||
+		mm_flags_test(MMF_OOM_SKIP, mm));
 }
 
 /*
@@ -304,12 +371,16 @@ static int evict_behind_exit(struct mm_struct *mm)
 
 	lru_add_drain_all();
 	for_each_vma(vmi, vma) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
 		if (vma->vm_file && mapping_evictable(vma->vm_file->f_mapping))
 			mapping_try_invalidate(vma->vm_file->f_mapping,
 					       vma->vm_pgoff,
 					       vma->vm_pgoff + vma_pages(vma) - 1,
 					       NULL);
 	}
+	/* What the exit still has was just deactivated, by way of a batch. */
+	lru_add_drain();
 
 	return 0;
 }
@@ -335,9 +406,39 @@ static int reap_killed_mm(struct mm_struct *mm, bool ahead)
 	return ret ?: wait_for_gathers(mm);
 }
 
-/* An mm of a process that has been killed: no new user can appear. */
-static int reap_other_mm(struct mm_struct *mm, const struct mm_struct *done)
+/*
+ * The same for a victim whose threads are all past exit_mm(): there is nobody
+ * left to kill, but perhaps something to free.
+ */
+static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
 {
+	struct mm_struct *mm = grab_exit_mm(victim);
+	struct task_struct *leader;
+	int ret = -ESRCH;
+
+	if (!mm)
+		return ret;
+	*mmp = mm;
+
+	read_lock(&tasklist_lock);
+	leader = current_leader(victim);
+	if (leader)
+		ret = check_kill_mrelease(leader);
+	read_unlock(&tasklist_lock);
+	if (ret)
+		return ret;
+
+	if (!mm_is_dying(mm))
+		return -ESRCH;
+	mm_flags_set(MMF_REAP_KILLED, mm);
+
+	return 0;
+}
+
+/* What an execve() that was nearly done when the signal came has left. */
+static int reap_old_mm(struct task_struct *victim, const struct mm_struct *done)
+{
+	struct mm_struct *mm = grab_exit_mm(victim);
 	int ret = 0;
 
 	if (!mm)
@@ -349,33 +450,6 @@ static int reap_other_mm(struct mm_struct *mm, const struct mm_struct *done)
 	mmdrop(mm);
 
 	return ret == -ESRCH ? 0 : ret;
-}
-
-/*
- * The same for a victim whose threads are all past exit_mm(): there is nobody
- * left to kill, but perhaps something to free.
- */
-static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
-{
-	struct mm_struct *mm = grab_exit_mm(victim);
-	int ret = -ESRCH;
-
-	if (!mm)
-		return ret;
-	*mmp = mm;
-
-	read_lock(&tasklist_lock);
-	if (pid_alive(victim))
-		ret = check_kill_mrelease(victim->group_leader);
-	read_unlock(&tasklist_lock);
-	if (ret)
-		return ret;
-
-	if (!mm_is_dying(mm))
-		return -ESRCH;
-	mm_flags_set(MMF_REAP_KILLED, mm);
-
-	return 0;
 }
 
 /* Is this process in the caller's PID namespace or in one below? */
@@ -410,7 +484,7 @@ static int reap_kill(struct task_struct *task)
 		mm = NULL;
 		cond_resched();
 	}
-	if (ret == -ESRCH) {
+	if (!mm) {
 		ret = claim_exit_mm(task, &mm);
 		ahead = !ret && exit_is_ahead(mm);
 	}
@@ -424,11 +498,8 @@ static int reap_kill(struct task_struct *task)
 	lru_add_drain_all();
 
 	ret = reap_killed_mm(mm, ahead);
-	/* The signal does not stop an execve() that is nearly done. */
 	if (!ret)
-		ret = reap_other_mm(grab_mm(task), mm);
-	if (!ret)
-		ret = reap_other_mm(grab_exit_mm(task), mm);
+		ret = reap_old_mm(task, mm);
 
 drop_mm:
 	if (mm)
