@@ -187,13 +187,11 @@ static int reap_dying(struct task_struct *task)
 		mm = p->mm;
 		mmgrab(mm);
 
+		/* Error only if the work has not been done already */
 		if (task_will_free_mem(p))
 			reap = true;
-		else {
-			/* Error only if the work has not been done already */
-			if (!mm_flags_test(MMF_OOM_SKIP, mm))
-				ret = -EINVAL;
-		}
+		else if (!mm_flags_test(MMF_OOM_SKIP, mm))
+			ret = -EINVAL;
 		task_unlock(p);
 	} else {
 		mm = grab_exit_mm(task);
@@ -279,12 +277,12 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 		return -ESRCH;
 	*mmp = mm;
 
+	/* One reference for each thread of the victim, or there are others. */
+	users = atomic_read(&mm->mm_users);
 	/*
-	 * One reference for each thread of the victim, or there are others.
 	 * Reading the number first can err only on the safe side: a thread
 	 * clears ->mm before it drops the reference.
 	 */
-	users = atomic_read(&mm->mm_users);
 	smp_rmb();
 	for_each_thread(leader, p) {
 		if (READ_ONCE(p->mm) == mm)
@@ -326,6 +324,7 @@ static int wait_for_gathers(struct mm_struct *mm)
 {
 	unsigned long *flags = ACCESS_PRIVATE(&mm->flags, __mm_flags);
 
+	/* First the page tables, some without their lock, then the count. */
 	smp_mb();
 	if (!mm_tlb_flush_pending(mm))
 		return 0;
@@ -346,6 +345,7 @@ static int wait_for_gathers(struct mm_struct *mm)
  */
 static bool exit_is_ahead(struct mm_struct *mm)
 {
+	/* First the mark, then this: exit_mmap() does the reverse. */
 	smp_mb__after_atomic();
 	return !atomic_read(&mm->mm_users) &&
 	       (mm_flags_test(MMF_EXIT_UNMAP, mm) ||
@@ -360,8 +360,8 @@ static bool exit_is_ahead(struct mm_struct *mm)
  */
 static int evict_behind_exit(struct mm_struct *mm)
 {
-	struct vm_area_struct *vma;
 	VMA_ITERATOR(vmi, mm, 0);
+	struct vm_area_struct *vma;
 
 	while (!mm_flags_test(MMF_OOM_SKIP, mm)) {
 		if (fatal_signal_pending(current))
