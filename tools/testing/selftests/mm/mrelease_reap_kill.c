@@ -1107,7 +1107,8 @@ TEST_F_TIMEOUT(reap_kill, file_written_by_others, TIMEOUT)
 {
 	const struct spec spec = { .file = 64, .advice = MADV_RANDOM };
 	char buf[psize()];
-	int status, ret;
+	struct victim v;
+	int status;
 	pid_t pid;
 
 	pid = fork();
@@ -1128,13 +1129,11 @@ TEST_F_TIMEOUT(reap_kill, file_written_by_others, TIMEOUT)
 					_exit(1);
 			}
 		}
+		_exit(0);
 	}
 	for (int i = 0; i < 100; i++) {
-		struct victim v;
-
 		spawn(_metadata, &self->env, &spec, &v);
-		ret = mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL);
-		ASSERT_EQ(0, ret);
+		ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
 		ASSERT_EQ(SIGKILL, bury(&v.proc));
 		forget(&v);
 	}
