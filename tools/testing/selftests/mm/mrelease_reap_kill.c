@@ -971,7 +971,6 @@ FIXTURE(only_copy) {
 
 FIXTURE_VARIANT(only_copy) {
 	int (*make)(void);
-	long page;		/* in units of the base page, 0 for one */
 };
 
 static int make_memfd(void)
