@@ -12,6 +12,7 @@
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
 #include <trace/events/filemap.h>
+#include <trace/events/mrelease.h>
 
 #include "internal.h"
 
@@ -62,6 +63,8 @@ struct run {
 	unsigned int nr;
 	struct folio *folios[XA_CHUNK_SIZE];
 	unsigned int refs[XA_CHUNK_SIZE];
+	unsigned long evicted;		/* pages, for who looks on */
+	unsigned int refused[NR_MRELEASE_REFUSALS];
 };
 
 /*
@@ -91,17 +94,24 @@ static void release_private(struct folio *folio)
  * can get a reference, so that none of this can begin any more, and the folio
  * lock is not needed; see __remove_mapping() for the rest.
  */
-static bool freeze_clean_folio(struct folio *folio, unsigned int refs)
+static enum mrelease_refusal freeze_clean_folio(struct folio *folio,
+						unsigned int refs)
 {
 	const unsigned long busy = BIT(PG_locked) | BIT(PG_dirty) | BIT(PG_writeback);
 	const int expected = folio_nr_pages(folio) + refs;
+	unsigned long flags;
 
-	if (folio_has_private(folio) || !folio_ref_freeze(folio, expected))
-		return false;
-	if (likely(!(READ_ONCE(folio->flags.f) & busy)))
-		return true;
+	if (folio_has_private(folio))
+		return MRELEASE_PRIVATE;
+	if (!folio_ref_freeze(folio, expected))
+		return MRELEASE_USED;
+	flags = READ_ONCE(folio->flags.f) & busy;
+	if (likely(!flags))
+		return MRELEASE_OK;
 	folio_ref_unfreeze(folio, expected);
-	return false;
+
+	return flags & BIT(PG_writeback) ? MRELEASE_WRITEBACK :
+	       flags & BIT(PG_dirty) ? MRELEASE_DIRTY : MRELEASE_LOCKED;
 }
 
 /*
@@ -143,15 +153,19 @@ static void erase_clean_folios(struct run *run)
 
 	for (unsigned int i = 0; i < run->nr; i++) {
 		struct folio *folio = run->folios[i];
+		enum mrelease_refusal refusal;
 
 		/* Truncated in the meantime: what is left is our reference. */
 		if (folio->mapping != run->mapping)
 			continue;
-		if (!freeze_clean_folio(folio, run->refs[i])) {
+		refusal = freeze_clean_folio(folio, run->refs[i]);
+		if (refusal) {
 			folio_ref_sub(folio, run->refs[i]);
 			run->folios[i] = NULL;
+			run->refused[refusal]++;
 			continue;
 		}
+		run->evicted += folio_nr_pages(folio);
 		if (folio_test_large(folio)) {
 			__folio_set_locked(folio);
 			__filemap_remove_folio(folio, NULL);
@@ -283,6 +297,8 @@ static void evict_run(struct run *run)
 		if (folio_has_private(run->folios[i]))
 			release_private(run->folios[i]);
 	}
+	run->evicted = 0;
+	memset(run->refused, 0, sizeof(run->refused));
 
 	xa_lock_irq(&run->mapping->i_pages);
 	rcu_read_lock();
@@ -302,6 +318,9 @@ static void evict_run(struct run *run)
 	}
 	free_frozen_folios(run->folios, frozen);
 	run->nr = 0;
+
+	count_vm_events(MRELEASE_EVICT, run->evicted);
+	trace_mrelease_evict(run->mapping, run->evicted, run->refused);
 }
 
 /* False if the folio is none that can be evicted. */
@@ -329,36 +348,44 @@ static bool add_to_run(struct run *run, struct folio *folio, unsigned int refs)
 	return true;
 }
 
-/*
- * Does the part of free_pages_and_caches() that is about page cache, and moves
- * the other entries to the front. Returns how many these are.
- */
-static noinline int evict_file_pages(struct encoded_page **pages, int nr)
+/* With a run to collect in, file folios are evicted, if possible. */
+static __always_inline void free_entries(struct encoded_page **pages, int nr,
+					 struct run *run)
+{
+	struct folio_batch folios;
+	unsigned int refs[FOLIO_BATCH_SIZE];
+
+	folio_batch_init(&folios);
+	for (int i = 0; i < nr; i++) {
+		struct folio *folio = page_folio(encoded_page_ptr(pages[i]));
+		unsigned int folio_refs = 1;
+
+		if (unlikely(encoded_page_flags(pages[i]) &
+			     ENCODED_PAGE_BIT_NR_PAGES_NEXT))
+			folio_refs = encoded_nr_pages(pages[++i]);
+		if (run && add_to_run(run, folio, folio_refs))
+			continue;
+
+		free_swap_cache(folio);
+		refs[folios.nr] = folio_refs;
+		if (folio_batch_add(&folios, folio) == 0)
+			folios_put_refs(&folios, refs);
+	}
+	if (folios.nr)
+		folios_put_refs(&folios, refs);
+}
+
+static noinline void free_and_evict_entries(struct encoded_page **pages, int nr)
 {
 	struct run run;
-	int kept = 0;
 
 	run.mapping = NULL;
 	run.nr = 0;
 
 	/* Folios in a per-CPU batch carry a reference more: munlock, readahead */
 	lru_add_drain();
-
-	for (int i = 0, next; i < nr; i = next) {
-		struct folio *folio = page_folio(encoded_page_ptr(pages[i]));
-		unsigned int refs = 1;
-
-		next = i + 1;
-		if (encoded_page_flags(pages[i]) & ENCODED_PAGE_BIT_NR_PAGES_NEXT)
-			refs = encoded_nr_pages(pages[next++]);
-		if (add_to_run(&run, folio, refs))
-			continue;
-		while (i < next)
-			pages[kept++] = pages[i++];
-	}
+	free_entries(pages, nr, &run);
 	evict_run(&run);
-
-	return kept;
 }
 
 /**
@@ -367,7 +394,7 @@ static noinline int evict_file_pages(struct encoded_page **pages, int nr)
  *	by the number of pages, and so of references, that it stands for
  * @nr: number of entries in @pages
  * @evict: remove clean file folios from the page cache if nobody else maps or
- *	uses them; @pages is overwritten then
+ *	uses them
  *
  * Drops the references that an mmu_gather holds on the pages it unmapped.
  * Swap cache that nobody else needs is dropped first, from anonymous and shmem
@@ -381,25 +408,8 @@ static noinline int evict_file_pages(struct encoded_page **pages, int nr)
  */
 void free_pages_and_caches(struct encoded_page **pages, int nr, bool evict)
 {
-	struct folio_batch folios;
-	unsigned int refs[FOLIO_BATCH_SIZE];
-
 	if (evict)
-		nr = evict_file_pages(pages, nr);
-
-	folio_batch_init(&folios);
-	for (int i = 0; i < nr; i++) {
-		struct folio *folio = page_folio(encoded_page_ptr(pages[i]));
-
-		free_swap_cache(folio);
-		refs[folios.nr] = 1;
-		if (unlikely(encoded_page_flags(pages[i]) &
-			     ENCODED_PAGE_BIT_NR_PAGES_NEXT))
-			refs[folios.nr] = encoded_nr_pages(pages[++i]);
-
-		if (folio_batch_add(&folios, folio) == 0)
-			folios_put_refs(&folios, refs);
-	}
-	if (folios.nr)
-		folios_put_refs(&folios, refs);
+		free_and_evict_entries(pages, nr);
+	else
+		free_entries(pages, nr, NULL);
 }

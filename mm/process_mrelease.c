@@ -4,6 +4,7 @@
  */
 #include <linux/mm.h>
 #include <linux/oom.h>
+#include <linux/pagemap.h>
 #include <linux/pid.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -14,6 +15,9 @@
 #include <uapi/linux/mman.h>
 
 #include "internal.h"
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/mrelease.h>
 
 /**
  * remember_exit_mm - keep findable the mm that current is about to leave
@@ -195,8 +199,10 @@ static int reap_dying(struct task_struct *task)
 		task_unlock(p);
 	} else {
 		mm = grab_exit_mm(task);
-		if (!mm)
+		if (!mm) {
+			trace_mrelease_end(task, NULL, 0, -ESRCH);
 			return -ESRCH;
+		}
 		/* A vfork() child that is gone has left the memory to others */
 		if (mm_is_dying(mm))
 			reap = true;
@@ -207,6 +213,7 @@ static int reap_dying(struct task_struct *task)
 	if (!reap)
 		goto drop_mm;
 
+	trace_mrelease_start(task, mm, 0, 0);
 	if (mmap_read_lock_killable(mm)) {
 		ret = -EINTR;
 		goto drop_mm;
@@ -220,6 +227,7 @@ static int reap_dying(struct task_struct *task)
 	mmap_read_unlock(mm);
 
 drop_mm:
+	trace_mrelease_end(task, mm, 0, ret);
 	mmdrop(mm);
 	return ret;
 }
@@ -247,6 +255,10 @@ static int kill_user(struct task_struct *leader, struct mm_struct *mm)
 	if (p->mm == mm)
 		ret = kill_mrelease(leader, mm) ? 0 : -EPERM;
 	task_unlock(p);
+	if (!ret) {
+		count_vm_event(MRELEASE_KILL);
+		trace_mrelease_kill(leader, mm);
+	}
 
 	return ret;
 }
@@ -352,6 +364,28 @@ static bool exit_is_ahead(struct mm_struct *mm)
 		mm_flags_test(MMF_OOM_SKIP, mm));
 }
 
+/* Evict what is clean and unmapped in the part of a file that a VMA maps. */
+static void evict_file_range(struct vm_area_struct *vma)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	pgoff_t first = vma->vm_pgoff;
+	pgoff_t last = first + vma_pages(vma) - 1;
+	struct folio *folio;
+
+	/* A large folio may stand out at either end. */
+	folio = filemap_get_folio(mapping, first);
+	if (!IS_ERR(folio)) {
+		first = folio->index;
+		folio_put(folio);
+	}
+	folio = filemap_get_folio(mapping, last);
+	if (!IS_ERR(folio)) {
+		last = folio_next_index(folio) - 1;
+		folio_put(folio);
+	}
+	mapping_try_invalidate(mapping, first, last, NULL);
+}
+
 /*
  * An exit that was ahead of the mark has left file folios in the page cache,
  * and nothing but the VMAs tells which. Wait for its unmapping to be over.
@@ -374,10 +408,7 @@ static int evict_behind_exit(struct mm_struct *mm)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (vma->vm_file && mapping_evictable(vma->vm_file->f_mapping))
-			mapping_try_invalidate(vma->vm_file->f_mapping,
-					       vma->vm_pgoff,
-					       vma->vm_pgoff + vma_pages(vma) - 1,
-					       NULL);
+			evict_file_range(vma);
 	}
 	/* What the exit still has was just deactivated, by way of a batch. */
 	lru_add_drain();
@@ -491,6 +522,7 @@ static int reap_kill(struct task_struct *task)
 	if (ret)
 		goto drop_mm;
 
+	trace_mrelease_start(task, mm, PROCESS_MRELEASE_REAP_KILL, 0);
 	/*
 	 * Folios in the batches of other CPUs, recently read or marked as
 	 * accessed, carry a reference that forbids to evict them.
@@ -502,6 +534,7 @@ static int reap_kill(struct task_struct *task)
 		ret = reap_old_mm(task, mm);
 
 drop_mm:
+	trace_mrelease_end(task, mm, PROCESS_MRELEASE_REAP_KILL, ret);
 	if (mm)
 		mmdrop(mm);
 	return ret;

@@ -1144,44 +1144,167 @@ TEST_F_TIMEOUT(reap_kill, file_written_by_others, TIMEOUT)
 	waitpid(pid, NULL, 0);
 }
 
+/* What a trace instance of one's own has recorded. */
+struct trace {
+	char path[64];
+	int dir;
+	FILE *lines;
+};
+
+static bool open_trace(struct trace *trace)
+{
+	snprintf(trace->path, sizeof(trace->path),
+		 "/sys/kernel/tracing/instances/mrelease.%d", getpid());
+	if (mkdir(trace->path, 0700))
+		return false;
+	trace->dir = open(trace->path, O_PATH | O_CLOEXEC);
+	return true;
+}
+
+/* The next line that has these words, from there on. */
+static char *traced(struct trace *trace, const char *words, char *line, size_t size)
+{
+	char *p;
+
+	if (!trace->lines)
+		trace->lines = fdopen(openat(trace->dir, "trace", O_RDONLY), "r");
+	while (trace->lines && fgets(line, size, trace->lines)) {
+		p = strstr(line, words);
+		if (p)
+			return p;
+	}
+	if (trace->lines)
+		rewind(trace->lines);
+	return NULL;
+}
+
+/* name=number in such a line. */
+static long field(const char *line, const char *name)
+{
+	size_t len = strlen(name);
+
+	while ((line = strstr(line, name))) {
+		if (line[-1] == ' ' && line[len] == '=')
+			return atol(line + len + 1);
+		line += len;
+	}
+	return -1;
+}
+
+static void close_trace(struct trace *trace)
+{
+	if (trace->lines)
+		fclose(trace->lines);
+	close(trace->dir);
+	rmdir(trace->path);
+}
+
 /* The signal says who sent it, and is the only one. */
 TEST_F(reap_kill, si_code)
 {
-	static const char base[] = "/sys/kernel/tracing/instances";
 	const struct spec spec = { .anon = PAGES };
-	int dir, code = -1, count = 0, pid, n;
-	char path[64], line[512], *p;
+	struct trace trace = { };
+	int code = -1, count = 0;
+	char line[512], *p;
 	struct victim v;
-	FILE *trace;
 
-	snprintf(path, sizeof(path), "%s/mrelease.%d", base, getpid());
-	if (mkdir(path, 0700))
-		SKIP(return, "no trace instances in %s", base);
-	dir = open(path, O_PATH);
-	EXPECT_TRUE(put(dir, "events/signal/signal_generate/filter", "sig == 9"));
-	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "1"));
+	if (!open_trace(&trace))
+		SKIP(return, "no trace instances in tracefs");
+	EXPECT_TRUE(put(trace.dir, "events/signal/signal_generate/filter", "sig == 9"));
+	EXPECT_TRUE(put(trace.dir, "events/signal/signal_generate/enable", "1"));
 	spawn(_metadata, &self->env, &spec, &v);
 	EXPECT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
-	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "0"));
+	EXPECT_TRUE(put(trace.dir, "events/signal/signal_generate/enable", "0"));
 
-	strcat(path, "/trace");
-	trace = fopen(path, "r");
-	while (trace && fgets(line, sizeof(line), trace)) {
-		p = strstr(line, "signal_generate: sig=9 ");
-		if (p && sscanf(p, "%*s sig=9 errno=0 code=%d comm=%*s pid=%d", &n, &pid) == 2 &&
-		    pid == v.proc.pid) {
-			code = n;
+	while ((p = traced(&trace, "signal_generate: sig=9 ", line, sizeof(line)))) {
+		if (field(p, "pid") == v.proc.pid) {
+			code = field(p, "code");
 			count++;
 		}
 	}
-	if (trace)
-		fclose(trace);
-	close(dir);
-	*strrchr(path, '/') = 0;
-	rmdir(path);
+	close_trace(&trace);
 	EXPECT_EQ(KILL_MRELEASE, code);
 	EXPECT_EQ(1, count);
 	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	forget(&v);
+}
+
+static long counter(const char *name)
+{
+	FILE *vmstat = fopen("/proc/vmstat", "r");
+	long value, found = -1;
+	char key[64];
+
+	while (vmstat && fscanf(vmstat, "%63s %ld", key, &value) == 2) {
+		if (!strcmp(key, name))
+			found = value;
+	}
+	if (vmstat)
+		fclose(vmstat);
+	return found;
+}
+
+/* Who watches is told who died, what was freed, and what had to stay, and why. */
+TEST_F_TIMEOUT(reap_kill, is_seen, TIMEOUT)
+{
+	const struct spec spec = {
+		.anon = PAGES, .file = PAGES, .advice = MADV_RANDOM,
+		.prot = PROT_READ | PROT_WRITE, .dirty = 8, .sharer = CLONE_VM,
+	};
+	static const char * const reasons[] = {
+		"private", "used", "locked", "dirty", "writeback"
+	};
+	long kills = counter("mrelease_kill"), evictions = counter("mrelease_evict");
+	long evicted = 0, refused = 0, cache;
+	struct trace trace = { };
+	char line[512], *p;
+	struct victim v;
+	int deaths = 0;
+
+	if (!open_trace(&trace))
+		SKIP(return, "no trace instances in tracefs");
+	ASSERT_GE(kills, 0);
+	ASSERT_GE(evictions, 0);
+	spawn(_metadata, &self->env, &spec, &v);
+	cache = cached(self->env.fd);
+	EXPECT_TRUE(put(trace.dir, "events/mrelease/enable", "1"));
+	EXPECT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_TRUE(put(trace.dir, "events/mrelease/enable", "0"));
+	cache -= cached(self->env.fd);
+	EXPECT_EQ(kills + 2, counter("mrelease_kill"));
+	EXPECT_LE(evictions + cache, counter("mrelease_evict"));
+
+	while ((p = traced(&trace, "mrelease_kill: ", line, sizeof(line))))
+		deaths += field(p, "pid") == v.proc.pid || field(p, "pid") == v.sharer.pid;
+	EXPECT_EQ(2, deaths);
+
+	p = traced(&trace, "mrelease_start: ", line, sizeof(line));
+	ASSERT_NE(NULL, p);
+	EXPECT_EQ(v.proc.pid, field(p, "pid"));
+	EXPECT_LE(PAGES, field(p, "anon"));
+	EXPECT_LE(PAGES, field(p, "file"));
+	rewind(trace.lines);
+
+	/* Its program's file is among them. */
+	while ((p = traced(&trace, "mrelease_evict: ", line, sizeof(line)))) {
+		evicted += field(p, "evicted");
+		for (int i = 0; i < 5; i++)
+			refused += field(p, reasons[i]);
+	}
+	EXPECT_LE(cache, evicted);
+	EXPECT_LE(PAGES / 8, refused);
+
+	p = traced(&trace, "mrelease_end: ", line, sizeof(line));
+	ASSERT_NE(NULL, p);
+	EXPECT_EQ(v.proc.pid, field(p, "pid"));
+	EXPECT_EQ(0, field(p, "anon"));
+	EXPECT_EQ(0, field(p, "file"));
+	EXPECT_EQ(0, field(p, "swap"));
+	EXPECT_EQ(0, field(p, "ret"));
+
+	close_trace(&trace);
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v.sharer));
 	forget(&v);
 }
 
