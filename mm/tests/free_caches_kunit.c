@@ -95,6 +95,7 @@ static void not_asked_for(struct kunit *test)
 {
 	struct folio *folio = add_folio(test, 0, 0);
 
+	lru_add_drain_all();
 	gather(test, folio, 1);
 	flush(test, false);
 	expect_cached(test, 1);
@@ -146,6 +147,7 @@ static void pieces(struct kunit *test)
 {
 	struct folio *folio = add_folio(test, 16, 4);
 
+	lru_add_drain_all();
 	gather(test, folio, 5);
 	gather(test, folio, 1);
 	folio_ref_add(folio, 10);
@@ -197,6 +199,7 @@ static void truncated(struct kunit *test)
 {
 	struct folio *folio = add_folio(test, 3, 0);
 
+	lru_add_drain_all();
 	folio_get(folio);
 	gather(test, add_folio(test, 2, 0), 1);
 	gather(test, folio, 1);
@@ -227,12 +230,16 @@ static void counters(struct kunit *test)
 	long lru = lru_pages();
 
 	for (int round = 0; round < 20; round++) {
-		for (int i = 0; i < MAX_ENTRIES; i++) {
+		for (int i = 0; i < MAX_ENTRIES / 4; i++)
+			gather(test, add_folio(test, 1024 + 4 * i, 2), 4);
+		for (int i = 0; i < MAX_ENTRIES / 2; i++) {
 			struct folio *folio = add_folio(test, i, 0);
 
-			/* Both lists; which one must not matter. */
-			if (i % 5 == 0)
-				folio_set_active(folio);
+			/* The second time makes it active. */
+			if (i % 5 == 0) {
+				folio_mark_accessed(folio);
+				folio_mark_accessed(folio);
+			}
 			gather(test, folio, 1);
 		}
 		flush(test, true);
@@ -415,6 +422,8 @@ static int free_caches_init(struct kunit *test)
 
 	KUNIT_ASSERT_NOT_NULL(test, fc);
 	inode_init_once(&fc->inode);
+	/* In use, or truncation would look for its superblock. */
+	atomic_set(&fc->inode.i_count, 1);
 	fc->inode.i_mapping = &fc->inode.i_data;
 	fc->inode.i_data.host = &fc->inode;
 	fc->inode.i_data.a_ops = &plain_aops;
