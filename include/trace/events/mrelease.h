@@ -11,8 +11,25 @@
 #include <linux/tracepoint.h>
 #include <uapi/linux/mman.h>
 
-#define count_mapped(mm, member)					\
-	((mm) ? get_mm_counter_sum(mm, member) : 0)
+#ifndef MRELEASE_ONCE
+#define MRELEASE_ONCE
+static inline unsigned long count_mapped(struct mm_struct *mm, int member)
+{
+	return mm ? get_mm_counter_sum(mm, member) : 0;
+}
+
+/* Why a folio has not been evicted; the first reason that is found. */
+enum mrelease_refusal {
+	MRELEASE_OK,
+	MRELEASE_PRIVATE,	/* the filesystem keeps data with it */
+	MRELEASE_USED,		/* mapped or referenced; or other pieces are to come */
+	MRELEASE_LOCKED,
+	MRELEASE_DIRTY,
+	MRELEASE_WRITEBACK,
+	NR_MRELEASE_REFUSALS
+};
+#endif
+
 #define show_mrelease_flags(flags)					\
 	__print_flags(flags, "|", { PROCESS_MRELEASE_REAP_KILL, "REAP_KILL" })
 
@@ -73,20 +90,6 @@ DEFINE_EVENT(mrelease_reap, mrelease_end,
 		      unsigned int flags, int ret),
 	     TP_ARGS(task, mm, flags, ret)
 );
-
-#ifndef MRELEASE_REFUSALS
-#define MRELEASE_REFUSALS
-/* Why a folio has not been evicted; the first reason that is found. */
-enum mrelease_refusal {
-	MRELEASE_OK,
-	MRELEASE_PRIVATE,	/* the filesystem keeps data with it */
-	MRELEASE_USED,		/* mapped or referenced; or other pieces are to come */
-	MRELEASE_LOCKED,
-	MRELEASE_DIRTY,
-	MRELEASE_WRITEBACK,
-	NR_MRELEASE_REFUSALS
-};
-#endif
 
 /* One for neighbours in a file, whoever unmaps them: the caller, the victim. */
 TRACE_EVENT(mrelease_evict,
