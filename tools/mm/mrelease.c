@@ -639,8 +639,8 @@ static void reap_kill(struct victim *v)
 }
 
 /*
- * How any other does it. Where the call is of no help, because the process is
- * quicker or shares its memory with one that lives, its end has to do.
+ * How any other does it. Where that call is of no help, because the process is
+ * quicker, its end has to do: the call promises nothing anyway.
  */
 static void kill_and_reap(struct victim *v)
 {
@@ -649,26 +649,20 @@ static void kill_and_reap(struct victim *v)
 	v->error = send(v->pidfd, SIGKILL);
 	if (v->error)
 		return;
-	for (;;) {
+	do
 		error = mrelease(v->pidfd, 0);
-		if (!error || error == ESRCH || error == ENOSYS || has_ended(v->pidfd, 1))
-			break;
-		/* EINVAL: the signal has not got there, or somebody shares. */
-		if (is_late()) {
-			v->error = error;
-			snprintf(v->why, sizeof(v->why), error == EINVAL ?
-				 "killed, but another process uses its memory" :
-				 "killed, but its memory is not free");
-			return;
-		}
-	}
-	/* That call does not promise that the memory is free. The end does. */
+	while ((error == EAGAIN || error == EINVAL) && !has_ended(v->pidfd, 1) && !is_late());
 	while (!has_ended(v->pidfd, TICK_MS)) {
 		if (is_late()) {
 			v->error = ETIMEDOUT;
 			snprintf(v->why, sizeof(v->why), "killed, but it has not ended in time");
 			return;
 		}
+	}
+	/* All its threads have been killed: so there must be others. */
+	if (error == EINVAL) {
+		v->error = error;
+		snprintf(v->why, sizeof(v->why), "killed, but somebody else uses its memory");
 	}
 }
 
@@ -759,9 +753,12 @@ static bool work_on_all(bool inits)
 		pthread_detach(thread);
 		work.threads++;
 	}
+	/* Those who fork all the time may have used up the user's limit. */
 	if (todo && !work.threads) {
-		complain("cannot start a thread");
-		_exit(NONE);
+		work.threads = 1;
+		pthread_mutex_unlock(&work_lock);
+		worker(NULL);
+		pthread_mutex_lock(&work_lock);
 	}
 	while (work.threads && !is_late()) {
 		double until = now_ms() + TICK_MS;
