@@ -10,15 +10,16 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/mman.h>
+#include <linux/ptrace.h>
 #include <linux/sched.h>
 #include <mntent.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -35,6 +36,12 @@
 #define NOBODY		65534
 #define FORKERS		200
 #define TIMEOUT		300	/* an emulated machine takes its time */
+
+/* The C library's header and the kernel's do not go together. */
+static long ptrace(long request, pid_t pid, void *addr, void *data)
+{
+	return syscall(SYS_ptrace, request, pid, addr, data);
+}
 
 static bool has_flag(void)
 {
@@ -466,79 +473,6 @@ TEST_F_TIMEOUT(tool, match, TIMEOUT)
 	EXPECT_TRUE(was_killed(not_it));
 }
 
-/*
- * In a PID namespace with few PIDs, each of them soon is another's. Those that
- * are called otherwise must not be hit, however often the tool looks.
- */
-static int churn(void)
-{
-	struct { pid_t pid; bool right; } child[40] = { };
-	int status, bad = 0, killed = 0;
-	pid_t tool = 0, pid;
-	const char *path = getenv("MRELEASE") ?: "./mrelease";
-
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
-	    mount("proc", "/proc", "proc", 0, NULL) ||
-	    !put("/proc/sys/kernel", "pid_max", "400"))
-		return KSFT_SKIP;
-	for (int turn = 0; turn < 8000; turn++) {
-		int i = turn % 40;
-
-		if (!tool) {
-			tool = fork();
-			if (!tool) {
-				execl(path, path, "-q", "--match", "^mrel-right$", NULL);
-				_exit(127);
-			}
-		}
-		while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-			if (pid == tool)
-				tool = 0;
-			for (int j = 0; j < 40; j++) {
-				if (child[j].pid != pid)
-					continue;
-				child[j].pid = 0;
-				killed += child[j].right && WIFSIGNALED(status);
-				bad += !child[j].right && WIFSIGNALED(status);
-			}
-		}
-		if (child[i].pid)
-			continue;
-		child[i].right = i % 2;
-		child[i].pid = fork();
-		if (!child[i].pid) {
-			prctl(PR_SET_NAME, i % 2 ? "mrel-right" : "mrel-wrong");
-			usleep(i % 2 ? 20000 : 1000);
-			_exit(0);
-		}
-	}
-	printf("# %d of the right ones killed, %d of the others\n", killed, bad);
-	fflush(stdout);
-	return bad ? KSFT_FAIL : killed ? KSFT_PASS : KSFT_SKIP;
-}
-
-TEST_F_TIMEOUT(tool, pids_are_reused, TIMEOUT)
-{
-	struct clone_args args = {
-		.flags = CLONE_NEWPID | CLONE_NEWNS, .exit_signal = SIGCHLD,
-	};
-	int status;
-	pid_t pid;
-
-	if (geteuid())
-		SKIP(return, "needs root");
-	fflush(stdout);
-	pid = syscall(__NR_clone3, &args, sizeof(args));
-	ASSERT_GE(pid, 0);
-	if (!pid)
-		_exit(churn());
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_TRUE(WIFEXITED(status));
-	if (WEXITSTATUS(status) == KSFT_SKIP)
-		SKIP(return, "no PID namespace with a pid_max of its own");
-	EXPECT_EQ(KSFT_PASS, WEXITSTATUS(status));
-}
-
 /* Something like a container, with a cgroup below its own. */
 
 FIXTURE(container)
@@ -688,6 +622,133 @@ TEST_F_TIMEOUT(container, kill, TIMEOUT)
 	EXPECT_EQ(0, rmdir(self->path));
 }
 
+/* A process of this name and, if it is not 0, with this PID. */
+static pid_t start_as(const char *name, pid_t pid, const char *cgroup)
+{
+	struct clone_args args = {
+		.exit_signal = SIGCHLD,
+		.set_tid = pid ? (uintptr_t)&pid : 0, .set_tid_size = !!pid,
+	};
+	int ready[2];
+	pid_t child;
+	char c;
+
+	if (pipe(ready))
+		return -1;
+	child = syscall(__NR_clone3, &args, sizeof(args));
+	if (!child) {
+		prctl(PR_SET_NAME, name);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if ((cgroup && !put(cgroup, "cgroup.procs", "0")) ||
+		    write(ready[1], "", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	if (read(ready[0], &c, 1) != 1)
+		child = -1;
+	close(ready[0]);
+	return child;
+}
+
+/* It looks at a process, or at what it knows of it. The rest does not matter. */
+static bool is_look(uint64_t nr)
+{
+	return nr == __NR_pidfd_open || nr == __NR_pidfd_send_signal || nr == __NR_openat ||
+	       nr == __NR_read || nr == __NR_clone || nr == __NR_clone3;
+}
+
+/*
+ * Runs the tool, and at the nth such system call from the one that opens a pidfd for
+ * this PID, another process gets the PID. False if by then it has started the
+ * thread that kills.
+ */
+static bool run_and_replace(const char *option, const char *value, pid_t pid, int nth)
+{
+	const char *path = getenv("MRELEASE") ?: "./mrelease";
+	enum { BEFORE, COUNTING, REPLACED, TOO_LATE } state = BEFORE;
+	struct ptrace_syscall_info info = { };
+	pid_t tool = fork();
+	int status;
+
+	if (!tool) {
+		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+		execl(path, path, "-q", option, value, NULL);
+		_exit(127);
+	}
+	while (waitpid(tool, &status, __WALL) == tool && WIFSTOPPED(status)) {
+		ptrace(PTRACE_SETOPTIONS, tool, NULL,
+		       (void *)(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL));
+		if (WSTOPSIG(status) == (SIGTRAP | 0x80))
+			ptrace(PTRACE_GET_SYSCALL_INFO, tool, (void *)sizeof(info), &info);
+		if (info.op == PTRACE_SYSCALL_INFO_ENTRY) {
+			if (info.entry.nr == __NR_pidfd_open && info.entry.args[0] == (uint64_t)pid)
+				state = COUNTING;
+			if (state == COUNTING && is_look(info.entry.nr) && !nth--) {
+				end(pid);
+				state = start_as("mrel-wrong", pid, NULL) == pid ?
+					REPLACED : TOO_LATE;
+			} else if (state == COUNTING &&
+				   (info.entry.nr == __NR_clone3 || info.entry.nr == __NR_clone)) {
+				state = TOO_LATE;
+			}
+		}
+		ptrace(state < REPLACED ? PTRACE_SYSCALL : PTRACE_CONT, tool, NULL, NULL);
+	}
+	return state == REPLACED;
+}
+
+/* Replaces it at every point there is. How often it came out wrong, or -1. */
+static int replace_all(const char *option, const char *value, const char *cgroup)
+{
+	int bad = 0, n = 0;
+
+	for (;; n++) {
+		pid_t pid = start_as("mrel-right", 0, cgroup);
+
+		if (!run_and_replace(option, value, pid, n))
+			break;
+		if (!alive(pid)) {
+			printf("# %s: the wrong one was killed at point %d\n", option, n);
+			bad++;
+		}
+		end(pid);
+	}
+	printf("# %s: %d points\n", option, n);
+	return n > 5 ? bad : -1;
+}
+
+/* The PID becomes another's while the tool looks at the process. */
+TEST_F_TIMEOUT(tool, pid_of_another, TIMEOUT)
+{
+	/* Few processes to look at. */
+	struct clone_args args = {
+		.flags = CLONE_NEWPID | CLONE_NEWNS, .exit_signal = SIGCHLD,
+	};
+	char path[PATH_MAX];
+	int status;
+	pid_t pid;
+
+	if (geteuid() || !find_cgroup2(path, sizeof(path)) || mkdir(path, 0755))
+		SKIP(return, "needs root and cgroup v2");
+	fflush(stdout);
+	pid = syscall(__NR_clone3, &args, sizeof(args));
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+		    mount("proc", "/proc", "proc", 0, NULL))
+			_exit(2);
+		status = replace_all("--match", "^mrel-right$", NULL) |
+			 replace_all("--cgroup", path, path);
+		fflush(stdout);
+		_exit(status ? 1 : 0);
+	}
+	EXPECT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, rmdir(path));
+}
+
 /* An init whose child nobody waits for cannot end. */
 TEST_F_TIMEOUT(tool, time_limit, TIMEOUT)
 {
@@ -721,7 +782,7 @@ TEST_F_TIMEOUT(tool, time_limit, TIMEOUT)
 
 		*traced = next ? atol(next + 6) : -1;
 	}
-	ASSERT_EQ(0, ptrace(PTRACE_SEIZE, *traced, 0, 0));
+	ASSERT_EQ(0, ptrace(PTRACE_SEIZE, *traced, NULL, NULL));
 
 	clock_gettime(CLOCK_MONOTONIC, &from);
 	EXPECT_STATUS(64, 0, "--timeout", "1.5", "--cgroup", path);
