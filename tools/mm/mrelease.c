@@ -13,13 +13,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <regex.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,15 +57,14 @@ static struct {
 
 static bool has_flag;
 static double deadline, started;
-static volatile sig_atomic_t interrupted;
 
 struct file {
 	struct file *next;
 	int fd;
 	dev_t dev;
 	ino_t ino;
-	uint64_t from, to;		/* the part that is mapped, in bytes */
-	uint64_t before;		/* cached then */
+	unsigned long long from, to;		/* the part that is mapped, in bytes */
+	unsigned long long before;		/* cached then */
 };
 
 /* What a process holds, in bytes. */
@@ -76,11 +73,11 @@ struct look {
 	pthread_cond_t cond;
 	bool done, abandoned;
 	int dir;
-	uint64_t anon;			/* its alone */
-	uint64_t shared;		/* anonymous, others have it too */
-	uint64_t swap;			/* its alone */
-	uint64_t file;			/* mapped, of files */
-	uint64_t file_others;		/* that others map too */
+	unsigned long long anon;			/* its alone */
+	unsigned long long shared;		/* anonymous, others have it too */
+	unsigned long long swap;			/* its alone */
+	unsigned long long file;			/* mapped, of files */
+	unsigned long long file_others;		/* that others map too */
 	bool cache_known;
 	struct file *files;
 };
@@ -119,7 +116,7 @@ struct victim {
 	char why[160];			/* instead of strerror() */
 	double ms;
 	bool measured;			/* looked at more than /proc/PID/status */
-	uint64_t bytes[NR_FATES];
+	unsigned long long bytes[NR_FATES];
 };
 
 /* They stay where they are: workers hold on to them. */
@@ -154,9 +151,20 @@ static void cond_init(pthread_cond_t *cond)
 	pthread_condattr_destroy(&attr);
 }
 
+/* By which signal? They are blocked, so that a cgroup is never left frozen. */
+static int interrupted(void)
+{
+	sigset_t pending;
+
+	sigpending(&pending);
+	return sigismember(&pending, SIGINT) ? SIGINT :
+	       sigismember(&pending, SIGTERM) ? SIGTERM :
+	       sigismember(&pending, SIGHUP) ? SIGHUP : 0;
+}
+
 static bool is_late(void)
 {
-	return interrupted || (deadline && now_ms() >= deadline);
+	return interrupted() || (deadline && now_ms() >= deadline);
 }
 
 static void clear_progress(void)
@@ -165,19 +173,13 @@ static void clear_progress(void)
 		fputs("\r\033[K", stderr);
 }
 
-__attribute__((format(printf, 1, 2)))
-static void complain(const char *fmt, ...)
-{
-	va_list ap;
-
-	fflush(stdout);
-	clear_progress();
-	fputs("mrelease: ", stderr);
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fputc('\n', stderr);
-}
+#define complain(...) do { \
+	fflush(stdout); \
+	clear_progress(); \
+	fputs("mrelease: ", stderr); \
+	fprintf(stderr, __VA_ARGS__); \
+	fputc('\n', stderr); \
+} while (0)
 
 static void *grow(void *array, size_t nr, size_t size)
 {
@@ -247,7 +249,7 @@ static int put(int dir, const char *name, const char *text)
 }
 
 /* A line "name value" of /proc/PID/status and the like, 0 without it. */
-static uint64_t field(const char *text, const char *name)
+static unsigned long long field(const char *text, const char *name)
 {
 	size_t len = strlen(name);
 
@@ -313,10 +315,10 @@ static void add_victim(struct victim *v)
 
 /* What it would take to know, before: /proc/PID/smaps and the files in it. */
 
-static bool cached(const struct file *file, uint64_t *bytes, uint64_t *dirty)
+static bool cached(const struct file *file, unsigned long long *bytes, unsigned long long *dirty)
 {
-	struct { uint64_t off, len; } range = { file->from, file->to - file->from };
-	struct { uint64_t cache, dirty, writeback, evicted, recently; } state;
+	struct { unsigned long long off, len; } range = { file->from, file->to - file->from };
+	struct { unsigned long long cache, dirty, writeback, evicted, recently; } state;
 
 #ifdef __NR_cachestat
 	if (syscall(__NR_cachestat, file->fd, &range, &state, 0))
@@ -328,7 +330,8 @@ static bool cached(const struct file *file, uint64_t *bytes, uint64_t *dirty)
 }
 
 /* Parts of a file that overlap or have a gap are looked at as one. */
-static bool add_file(struct look *look, const char *name, uint64_t from, uint64_t to)
+static bool add_file(struct look *look, const char *name,
+		     unsigned long long from, unsigned long long to)
 {
 	struct file *file;
 	struct stat st;
@@ -364,11 +367,12 @@ static bool add_file(struct look *look, const char *name, uint64_t from, uint64_
 /* One mapping: its line, and what smaps says about it. */
 static void add_mapping(struct look *look, const char *line, const char *text)
 {
-	uint64_t rss = field(text, "Rss") * 1024;
-	uint64_t anon = field(text, "Anonymous") * 1024;
-	uint64_t shared = (field(text, "Shared_Clean") + field(text, "Shared_Dirty")) * 1024;
-	uint64_t swap = field(text, "Swap") * 1024;
-	uint64_t swap_pss = field(text, "SwapPss") * 1024;
+	unsigned long long rss = field(text, "Rss") * 1024;
+	unsigned long long anon = field(text, "Anonymous") * 1024;
+	unsigned long long shared = (field(text, "Shared_Clean") +
+				     field(text, "Shared_Dirty")) * 1024;
+	unsigned long long swap = field(text, "Swap") * 1024;
+	unsigned long long swap_pss = field(text, "SwapPss") * 1024;
 	unsigned long long start, end, offset;
 	unsigned long inode;
 	char name[64];
@@ -416,7 +420,7 @@ static void read_smaps(struct look *look)
 	int fd = openat(look->dir, "smaps", O_RDONLY | O_CLOEXEC);
 	FILE *smaps = fd < 0 ? NULL : fdopen(fd, "r");
 	size_t n, len = 0;
-	uint64_t cache = 0, dirty;
+	unsigned long long cache = 0, dirty;
 
 	if (!smaps) {
 		if (fd >= 0)
@@ -435,7 +439,7 @@ static void read_smaps(struct look *look)
 		}
 		if (len)
 			add_mapping(look, head, text);
-		strcpy(head, line);
+		memcpy(head, line, sizeof(head));
 		len = 0;
 	}
 	if (len)
@@ -500,7 +504,7 @@ static struct look *look_at(struct victim *v)
 }
 
 struct sizes {
-	uint64_t anon, swap, file, shmem;
+	unsigned long long anon, swap, file, shmem;
 };
 
 /* Without a lock, and readable for everybody. False if there is no memory. */
@@ -517,14 +521,14 @@ static bool get_sizes(struct victim *v, struct sizes *sizes)
 	return strstr(text, "\nVmSize:");
 }
 
-static uint64_t less(uint64_t a, uint64_t b)
+static unsigned long long less(unsigned long long a, unsigned long long b)
 {
 	return a > b ? a - b : 0;
 }
 
-static uint64_t take(uint64_t *from, uint64_t at_most)
+static unsigned long long take(unsigned long long *from, unsigned long long at_most)
 {
-	uint64_t n = *from < at_most ? *from : at_most;
+	unsigned long long n = *from < at_most ? *from : at_most;
 
 	*from -= n;
 	return n;
@@ -533,7 +537,7 @@ static uint64_t take(uint64_t *from, uint64_t at_most)
 /* How much of what was seen before is gone, and why not all of it. */
 static void account(struct victim *v, const struct sizes *before, struct look *look)
 {
-	uint64_t left, after, dirty, all_dirty = 0, *bytes = v->bytes;
+	unsigned long long left, after, dirty, all_dirty = 0, *bytes = v->bytes;
 	struct sizes now = { 0 };
 
 	v->measured = look && (look->anon || look->file || !before->anon);
@@ -594,7 +598,7 @@ static void explain_eperm(struct victim *v)
 		return;
 	if (v->pid == 1) {
 		snprintf(v->why, sizeof(v->why),
-			 "Operation not permitted: it is the init here, which does not take the signal");
+			 "%s: it is the init here, which ignores the signal", strerror(EPERM));
 		return;
 	}
 	proc = opendir("/proc");
@@ -611,15 +615,28 @@ static void explain_eperm(struct victim *v)
 		snprintf(path, sizeof(path), "/proc/%d/comm", pid);
 		slurp(AT_FDCWD, path, name, sizeof(name));
 		name[strcspn(name, "\n")] = 0;
-		snprintf(v->why, sizeof(v->why), "Operation not permitted: %d (%s)%s shares its memory",
-			 pid, name, sure ? "" : ", it seems,");
+		snprintf(v->why, sizeof(v->why), "%s: %d (%s)%s shares its memory",
+			 strerror(EPERM), pid, name, sure ? "" : ", it seems,");
 		break;
 	}
 	if (proc)
 		closedir(proc);
 	if (!v->why[0])
 		snprintf(v->why, sizeof(v->why),
-			 "Operation not permitted: a process that shares its memory may not be killed");
+			 "%s: somebody shares its memory", strerror(EPERM));
+}
+
+/* Or it is gone. */
+static bool is_kthread(struct victim *v)
+{
+	char text[1024], *p;
+	unsigned int flags;
+
+	if (slurp(v->dir, "stat", text, sizeof(text)) < 0)
+		return true;
+	p = strrchr(text, ')');
+	return !p || sscanf(p, ") %*c %*d %*d %*d %*d %*d %u", &flags) != 1 ||
+	       flags & PF_KTHREAD;
 }
 
 /* How a kernel with the flag does it. */
@@ -646,7 +663,7 @@ static void kill_and_reap(struct victim *v)
 {
 	int error;
 
-	v->error = send(v->pidfd, SIGKILL);
+	v->error = is_kthread(v) ? ESRCH : send(v->pidfd, SIGKILL);
 	if (v->error)
 		return;
 	do
@@ -838,18 +855,6 @@ static bool add_pidfd(const char *text)
 	return v;
 }
 
-static bool is_kthread(struct victim *v)
-{
-	char text[1024], *p;
-	unsigned int flags;
-
-	if (slurp(v->dir, "stat", text, sizeof(text)) < 0)
-		return true;
-	p = strrchr(text, ')');
-	return !p || sscanf(p, ") %*c %*d %*d %*d %*d %*d %u", &flags) != 1 ||
-	       flags & PF_KTHREAD;
-}
-
 /* As it is asked of the process that has the pidfd, there is no second look. */
 static bool matches(struct victim *v, const regex_t *regex)
 {
@@ -919,7 +924,7 @@ static bool add_matching(const char *pattern)
 static struct {
 	int dir;
 	bool froze;
-	uint64_t charge[2], anon[2], file[2];	/* before and after */
+	unsigned long long charge[2], anon[2], file[2];	/* before and after */
 	bool charged;
 } cgroup = { .dir = -1 };
 
@@ -1201,7 +1206,7 @@ static bool kill_cgroup(const char *path)
 
 /* What to say. */
 
-static const char *size_text(uint64_t bytes)
+static const char *size_text(unsigned long long bytes)
 {
 	static char text[8][24];
 	static int i;
@@ -1285,7 +1290,7 @@ static void json_string(const char *text)
 
 static void json_charge(const char *name, int when)
 {
-	printf("\"%s\":{\"charge\":%" PRIu64 ",\"anon\":%" PRIu64 ",\"file\":%" PRIu64 "}",
+	printf("\"%s\":{\"charge\":%llu,\"anon\":%llu,\"file\":%llu}",
 	       name, cgroup.charge[when], cgroup.anon[when], cgroup.file[when]);
 }
 
@@ -1302,7 +1307,7 @@ static void json_victim(const struct victim *v)
 	if (v->state == DONE) {
 		printf(",\"ms\":%.3f,\"measured\":%s", v->ms, json_bool(v->measured));
 		for (int i = 0; i < NR_FATES; i++)
-			printf("%s\"%s\":%" PRIu64, !i ? ",\"freed\":{" :
+			printf("%s\"%s\":%llu", !i ? ",\"freed\":{" :
 			       i == NR_FREED ? "},\"left\":{" : ",",
 			       fates[i].key, v->bytes[i]);
 		putchar('}');
@@ -1390,11 +1395,6 @@ static double get_seconds(const char *text)
 	return n;
 }
 
-static void on_signal(int sig)
-{
-	interrupted = sig;
-}
-
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -1411,10 +1411,10 @@ int main(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
-	struct sigaction sa = { .sa_handler = on_signal };
+	sigset_t signals;
 	const char *pidfd = NULL;
 	struct rlimit limit;
-	int c, kinds, status;
+	int c, kinds, sig, status;
 	bool ok = true;
 
 	opt.jobs = sysconf(_SC_NPROCESSORS_ONLN);
@@ -1469,9 +1469,11 @@ int main(int argc, char **argv)
 	}
 
 	cond_init(&work_cond);
-	sigaction(SIGINT, &sa, NULL);
-	sigaction(SIGTERM, &sa, NULL);
-	sigaction(SIGHUP, &sa, NULL);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGHUP);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
 	if (!getrlimit(RLIMIT_NOFILE, &limit)) {
 		limit.rlim_cur = limit.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &limit);
@@ -1496,5 +1498,6 @@ int main(int argc, char **argv)
 	}
 	status = report(ok);
 	/* Without waiting for a worker that is stuck in the kernel. */
-	_exit(interrupted ? 128 + interrupted : status);
+	sig = interrupted();
+	_exit(sig ? 128 + sig : status);
 }

@@ -30,7 +30,7 @@
 #define PROCESS_MRELEASE_REAP_KILL	1
 #endif
 
-#define MIB		(1L << 20)
+#define MIB		(1024 * 1024L)
 #define ANON		(24 * MIB)
 #define FILE_SIZE	(8 * MIB)
 #define NOBODY		65534
@@ -102,16 +102,17 @@ static long number(const char *after, const char *key)
 }
 
 #define EXPECT_SAID(text) do { \
-	if (!strstr(said, text)) { \
-		TH_LOG("\"%s\" is not in: %s", text, said); \
+	const char *__text = (text); \
+	if (!strstr(said, __text)) { \
+		TH_LOG("\"%s\" is not in: %s", __text, said); \
 		_metadata->exit_code = KSFT_FAIL; \
 	} \
 } while (0)
 
 #define EXPECT_STATUS(want, ...) do { \
-	int __status = run(__VA_ARGS__, NULL); \
-	if (__status != (want)) { \
-		TH_LOG("status %d instead of %d: %s", __status, want, said); \
+	int __want = (want), __status = run(__VA_ARGS__, NULL); \
+	if (__status != __want) { \
+		TH_LOG("status %d instead of %d: %s", __status, __want, said); \
 		_metadata->exit_code = KSFT_FAIL; \
 	} \
 } while (0)
@@ -172,14 +173,20 @@ static long cached(int fd)
 	return cs.nr_cache * sysconf(_SC_PAGESIZE);
 }
 
-static void touch(volatile char *at, long size, bool to_write)
+static void touch(char *at, long size, bool to_write)
 {
 	for (long i = 0; i < size; i += 4096) {
 		if (to_write)
-			at[i] = i;
+			__atomic_store_n(&at[i], i, __ATOMIC_RELAXED);
 		else
-			(void)at[i];
+			__atomic_load_n(&at[i], __ATOMIC_RELAXED);
 	}
+}
+
+static void wait_until(int *value, int at_least)
+{
+	while (__atomic_load_n(value, __ATOMIC_RELAXED) < at_least)
+		usleep(1000);
 }
 
 static char *get_anon(long size)
@@ -312,7 +319,7 @@ TEST_F_TIMEOUT(tool, what_is_left, TIMEOUT)
 		.name = "mrel-left", .fd = make_file(_metadata), .dirty = 2 * MIB,
 		.anon = anon,
 	};
-	volatile char *file = mmap(NULL, FILE_SIZE, PROT_READ, MAP_SHARED, spec.fd, 0);
+	char *file = mmap(NULL, FILE_SIZE, PROT_READ, MAP_SHARED, spec.fd, 0);
 	pid_t pid;
 
 	touch(file + FILE_SIZE / 2, 3 * MIB, false);
@@ -322,7 +329,7 @@ TEST_F_TIMEOUT(tool, what_is_left, TIMEOUT)
 	EXPECT_NEAR(6 * MIB, number("left", "anon_shared"));
 	EXPECT_NEAR(0, number("freed", "anon"));
 	EXPECT_NEAR(2 * MIB, number("left", "file_dirty"));
-	EXPECT_NEAR(has_flag() ? 3 * MIB : 3 * MIB, number("left", "file_shared"));
+	EXPECT_NEAR(3 * MIB, number("left", "file_shared"));
 	EXPECT_NEAR(has_flag() ? 3 * MIB : 0, number("freed", "file"));
 	EXPECT_NEAR(has_flag() ? 0 : 3 * MIB, number("left", "file_cached"));
 	EXPECT_TRUE(was_killed(pid));
@@ -368,7 +375,7 @@ TEST_F_TIMEOUT(tool, several, TIMEOUT)
 
 static void *wait_for_ever(void *tid)
 {
-	*(pid_t *)tid = syscall(SYS_gettid);
+	__atomic_store_n((pid_t *)tid, syscall(SYS_gettid), __ATOMIC_RELAXED);
 	for (;;)
 		pause();
 	return NULL;
@@ -376,7 +383,7 @@ static void *wait_for_ever(void *tid)
 
 TEST_F_TIMEOUT(tool, bad_arguments, TIMEOUT)
 {
-	volatile pid_t tid = 0;
+	pid_t tid = 0;
 	pthread_t thread;
 
 	EXPECT_STATUS(2, 0);
@@ -389,9 +396,8 @@ TEST_F_TIMEOUT(tool, bad_arguments, TIMEOUT)
 	EXPECT_STATUS(2, 0, "-j", "0", "1");
 	EXPECT_STATUS(0, 0, "--help");
 
-	ASSERT_EQ(0, pthread_create(&thread, NULL, wait_for_ever, (void *)&tid));
-	while (!tid)
-		usleep(1000);
+	ASSERT_EQ(0, pthread_create(&thread, NULL, wait_for_ever, &tid));
+	wait_until(&tid, 1);
 	EXPECT_STATUS(1, 0, text(tid));
 	EXPECT_SAID("a thread, and not the process");
 }
@@ -437,8 +443,7 @@ TEST_F_TIMEOUT(tool, not_permitted, TIMEOUT)
 		for (;;)
 			pause();
 	}
-	while (!*(volatile pid_t *)sharer)
-		usleep(1000);
+	wait_until(sharer, 1);
 	EXPECT_STATUS(1, NOBODY, "--timeout", "2", text(pid));
 	if (has_flag()) {
 		EXPECT_SAID("Operation not permitted: ");
@@ -508,11 +513,10 @@ static bool find_cgroup2(char *path, size_t size)
 }
 
 /* There are always some who are about to be there, and some about to go. */
-static void keep_forking(volatile int *forks)
+static void keep_forking(int *forks)
 {
 	signal(SIGCHLD, SIG_IGN);
-	while (!*forks)
-		usleep(10000);
+	wait_until(forks, 1);
 	for (;;) {
 		if (!fork()) {
 			__atomic_add_fetch(forks, 1, __ATOMIC_RELAXED);
@@ -547,7 +551,7 @@ static void be_init(const char *below, uid_t uid, int *forks)
 FIXTURE_SETUP(container)
 {
 	struct clone_args args = { .flags = CLONE_NEWPID, .exit_signal = SIGCHLD };
-	const char *files[] = { "", "/cgroup.procs" };
+	static const char * const files[] = { "", "/cgroup.procs" };
 	char path[2 * PATH_MAX];
 
 	if (geteuid() || !find_cgroup2(self->path, sizeof(self->path) - 16) ||
@@ -571,8 +575,7 @@ FIXTURE_SETUP(container)
 		be_init(self->below, variant->uid, self->forks);
 	}
 	/* All are there, and each has forked once or more, on the whole. */
-	while (*(volatile int *)self->forks <= FORKERS && alive(self->init))
-		usleep(1000);
+	wait_until(self->forks, FORKERS + 1);
 	ASSERT_TRUE(alive(self->init));
 }
 
@@ -772,8 +775,7 @@ TEST_F_TIMEOUT(tool, time_limit, TIMEOUT)
 		for (;;)
 			pause();
 	}
-	while (!*(volatile pid_t *)traced)
-		usleep(1000);
+	wait_until(traced, 1);
 	/* The other one in the cgroup. */
 	EXPECT_STATUS(0, 0, "--dry-run", "--json", "--cgroup", path);
 	*traced = number("victims", "pid");
