@@ -14,6 +14,7 @@
 #include <linux/sched.h>
 #include <mntent.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -412,12 +413,19 @@ TEST_F_TIMEOUT(tool, init_of_all, TIMEOUT)
 	EXPECT_EQ(0, kill(1, 0));
 }
 
+static int sleep_for_ever(void *unused)
+{
+	for (;;)
+		pause();
+	return !unused;
+}
+
 /* Nobody may kill one of root's, nor for that reason the one who shares with it. */
 TEST_F_TIMEOUT(tool, not_permitted, TIMEOUT)
 {
 	struct spec spec = { .name = "mrel-root" };
 	pid_t pid = start(&spec), *sharer;
-	struct clone_args args = { .flags = CLONE_VM, .exit_signal = SIGCHLD };
+	static char stack[1 << 16];
 
 	if (geteuid())
 		SKIP(return, "needs root");
@@ -431,11 +439,7 @@ TEST_F_TIMEOUT(tool, not_permitted, TIMEOUT)
 	pid = fork();
 	if (!pid) {
 		get_anon(ANON);
-		sharer[1] = syscall(__NR_clone3, &args, sizeof(args));
-		if (!sharer[1]) {
-			for (;;)
-				syscall(SYS_pause);
-		}
+		sharer[1] = clone(sleep_for_ever, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL);
 		if (syscall(SYS_setresgid, NOBODY, NOBODY, NOBODY) ||
 		    syscall(SYS_setresuid, NOBODY, NOBODY, NOBODY))
 			_exit(1);
