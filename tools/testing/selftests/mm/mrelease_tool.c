@@ -520,34 +520,39 @@ static bool find_cgroup2(char *path, size_t size)
 static void keep_forking(int *forks)
 {
 	signal(SIGCHLD, SIG_IGN);
-	wait_until(forks, 1);
 	for (;;) {
 		if (!fork()) {
 			__atomic_add_fetch(forks, 1, __ATOMIC_RELAXED);
-			usleep(1000);
+			usleep(10000);
 			_exit(0);
 		}
-		usleep(1000);
+		usleep(10000);
 	}
 }
 
 static void be_init(const char *below, uid_t uid, int *forks)
 {
+	int start[2];
+	char c;
+
 	for (int sig = 1; sig < NSIG; sig++)
 		signal(sig, SIG_IGN);
 	signal(SIGCHLD, SIG_DFL);
-	if (uid && (setgid(uid) || setuid(uid)))
+	if (pipe(start) || (uid && (setgid(uid) || setuid(uid))))
 		_exit(1);
 	for (int i = 0; i < FORKERS; i++) {
 		if (fork())
 			continue;
 		if (i % 2)
 			put(below, "cgroup.procs", "0");
-		keep_forking(forks);
+		/* Until all of them are there. */
+		close(start[1]);
+		if (!read(start[0], &c, 1))
+			keep_forking(forks);
+		_exit(1);
 	}
 	get_anon(ANON);
-	/* Now. */
-	__atomic_add_fetch(forks, 1, __ATOMIC_RELAXED);
+	close(start[1]);
 	for (;;)
 		wait(NULL);
 }
@@ -579,7 +584,7 @@ FIXTURE_SETUP(container)
 		be_init(self->below, variant->uid, self->forks);
 	}
 	/* All are there, and each has forked once or more, on the whole. */
-	wait_until(self->forks, FORKERS + 1);
+	wait_until(self->forks, FORKERS);
 	ASSERT_TRUE(alive(self->init));
 }
 
