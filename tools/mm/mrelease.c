@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <pthread.h>
 #include <regex.h>
@@ -36,7 +37,6 @@
 #if !defined(__NR_cachestat) && !defined(__alpha__)
 #define __NR_cachestat			451
 #endif
-#define CGROUP2_MAGIC			0x63677270
 #define PF_KTHREAD			0x00200000
 #define KCMP_VM				1
 
@@ -73,11 +73,12 @@ struct look {
 	pthread_cond_t cond;
 	bool done, abandoned;
 	int dir;
-	unsigned long long anon;			/* its alone */
+	unsigned long long anon;		/* its alone */
 	unsigned long long shared;		/* anonymous, others have it too */
-	unsigned long long swap;			/* its alone */
+	unsigned long long swap;		/* its alone */
 	unsigned long long file;			/* mapped, of files */
 	unsigned long long file_others;		/* that others map too */
+	unsigned long long vdso;		/* the kernel's own, counted as a file */
 	bool cache_known;
 	struct file *files;
 };
@@ -334,6 +335,7 @@ static bool add_file(struct look *look, const char *name,
 		     unsigned long long from, unsigned long long to)
 {
 	struct file *file;
+	struct statfs fs;
 	struct stat st;
 	int fd;
 
@@ -351,7 +353,8 @@ static bool add_file(struct look *look, const char *name,
 	fd = openat(look->dir, name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 	if (fd < 0)
 		return false;
-	file = calloc(1, sizeof(*file));
+	/* What is on tmpfs counts as shared memory. */
+	file = fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC ? NULL : calloc(1, sizeof(*file));
 	if (!file) {
 		close(fd);
 		return false;
@@ -384,6 +387,7 @@ static void add_mapping(struct look *look, const char *line, const char *text)
 	if (!inode) {
 		look->anon += anon - (shared < anon ? shared : anon);
 		look->shared += shared < anon ? shared : anon;
+		look->vdso += rss - (anon < rss ? anon : rss);
 		return;
 	}
 
@@ -556,7 +560,7 @@ static void account(struct victim *v, const struct sizes *before, struct look *l
 	bytes[LEFT_SHARED] = look->shared;
 	if (!look->cache_known)
 		return;
-	bytes[LEFT_UNKNOWN] = less(before->file, look->file);
+	bytes[LEFT_UNKNOWN] = less(before->file, look->file + look->vdso);
 	for (struct file *file = look->files; file; file = file->next) {
 		if (!cached(file, &after, &dirty))
 			continue;
@@ -1073,7 +1077,7 @@ static bool open_cgroup(const char *path)
 
 	cgroup.dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (cgroup.dir >= 0 && !fstatfs(cgroup.dir, &fs) &&
-	    (unsigned int)fs.f_type != CGROUP2_MAGIC) {
+	    (unsigned int)fs.f_type != CGROUP2_SUPER_MAGIC) {
 		close(cgroup.dir);
 		cgroup.dir = -1;
 	}
