@@ -167,9 +167,10 @@ static void erase_clean_folios(struct run *run)
 		}
 		run->evicted += folio_nr_pages(folio);
 		if (folio_test_large(folio)) {
-			__folio_set_locked(folio);
+			/* Only because it asks for that. It cannot fail now. */
+			folio_trylock(folio);
 			__filemap_remove_folio(folio, NULL);
-			__folio_clear_locked(folio);
+			folio_unlock(folio);
 			continue;
 		}
 
