@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0
+# bash completion for mrelease(8). For /usr/share/bash-completion/completions/mrelease
+# shellcheck shell=bash
+
+_mrelease() {
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+
+	COMPREPLY=()
+	case $prev in
+	-c | --cgroup)
+		compopt -o filenames
+		mapfile -t COMPREPLY < <(compgen -d -- "${cur:-/sys/fs/cgroup/}") ;;
+	-m | --match)
+		mapfile -t COMPREPLY < <(compgen -W "$(sort -u /proc/[0-9]*/comm 2>/dev/null)" -- "$cur") ;;
+	-p | --pidfd)
+		mapfile -t COMPREPLY < <(cd "/proc/$$/fd" && compgen -G "$cur*") ;;
+	-j | --jobs | -t | --timeout) ;;
+	*)
+		case $cur in
+		-*)	mapfile -t COMPREPLY < <(compgen -W '--pidfd --match --full --exact
+				--cgroup --jobs --dry-run --timeout --json --quiet --help' -- "$cur") ;;
+		*)	mapfile -t COMPREPLY < <(compgen -W "$(cd /proc && echo [0-9]*)" -- "$cur") ;;
+		esac ;;
+	esac
+}
+complete -F _mrelease mrelease

@@ -1,0 +1,837 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * tools/mm/mrelease: does it kill those it is to kill, nobody else, and say the
+ * truth about it? Runs on kernels with and without the flag it is for.
+ *
+ * The tool is $MRELEASE, or mrelease in the current directory. Files are made
+ * in $TMPDIR, or in the current directory.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/mman.h>
+#include <linux/ptrace.h>
+#include <linux/sched.h>
+#include <mntent.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "kselftest_harness.h"
+
+#ifndef PROCESS_MRELEASE_REAP_KILL
+#define PROCESS_MRELEASE_REAP_KILL	1
+#endif
+
+#define MIB		(1024 * 1024L)
+#define ANON		(24 * MIB)
+#define FILE_SIZE	(8 * MIB)
+#define NOBODY		65534
+#define FORKERS		200
+#define TIMEOUT		600	/* an emulated machine takes its time */
+
+/* The C library's header and the kernel's do not go together. */
+static long ptrace(long request, pid_t pid, void *addr, void *data)
+{
+	return syscall(SYS_ptrace, request, pid, addr, data);
+}
+
+static bool has_flag(void)
+{
+	return syscall(__NR_process_mrelease, -1, PROCESS_MRELEASE_REAP_KILL) &&
+	       errno == EBADF;
+}
+
+/* What the tool wrote on both its outputs. */
+static char said[1 << 18];
+
+/* Runs it and returns its exit status, or that of the shell if it was killed. */
+static int run(uid_t uid, ...)
+{
+	const char *args[16] = { getenv("MRELEASE") ?: "./mrelease" };
+	size_t len = 0;
+	int out[2], status, n = 1;
+	va_list ap;
+	ssize_t got;
+	pid_t pid;
+
+	va_start(ap, uid);
+	while ((args[n] = va_arg(ap, const char *)))
+		n++;
+	va_end(ap);
+	if (pipe(out))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		dup2(out[1], 1);
+		dup2(out[1], 2);
+		close(out[0]);
+		close(out[1]);
+		if (uid && (setgid(uid) || setuid(uid)))
+			_exit(126);
+		execv(args[0], (char **)args);
+		_exit(127);
+	}
+	close(out[1]);
+	while (len < sizeof(said) - 1 &&
+	       (got = read(out[0], said + len, sizeof(said) - 1 - len)) > 0)
+		len += got;
+	said[len] = 0;
+	close(out[0]);
+	if (waitpid(pid, &status, 0) != pid)
+		return -1;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* "key":NUMBER after the first occurrence of "after", in bytes, or -1. */
+static long number(const char *after, const char *key)
+{
+	const char *at = strstr(said, after);
+	char name[64];
+
+	snprintf(name, sizeof(name), "\"%s\":", key);
+	at = at ? strstr(at, name) : NULL;
+	return at ? atol(at + strlen(name)) : -1;
+}
+
+#define EXPECT_SAID(text) do { \
+	const char *__text = (text); \
+	if (!strstr(said, __text)) { \
+		TH_LOG("\"%s\" is not in: %s", __text, said); \
+		_metadata->exit_code = KSFT_FAIL; \
+	} \
+} while (0)
+
+#define EXPECT_STATUS(want, ...) do { \
+	int __want = (want), __status = run(__VA_ARGS__, NULL); \
+	if (__status != __want) { \
+		TH_LOG("status %d instead of %d: %s", __status, __want, said); \
+		_metadata->exit_code = KSFT_FAIL; \
+	} \
+} while (0)
+
+#define KIB_NEAR 1024
+#define EXPECT_NEAR(want, got) do { \
+	long __want = (want), __got = (got); \
+	if (__got < __want - KIB_NEAR * 1024 || __got > __want + KIB_NEAR * 1024) { \
+		TH_LOG("%s is %ld instead of %ld: %s", #got, __got, __want, said); \
+		_metadata->exit_code = KSFT_FAIL; \
+	} \
+} while (0)
+
+static const char *text(long n)
+{
+	static char buf[4][24];
+	static int i;
+
+	i = (i + 1) % 4;
+	snprintf(buf[i], sizeof(buf[i]), "%ld", n);
+	return buf[i];
+}
+
+static bool put(const char *dir, const char *name, const char *value)
+{
+	char path[PATH_MAX];
+	bool ok;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	ok = fd >= 0 && write(fd, value, strlen(value)) == (ssize_t)strlen(value);
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
+/* A file that is in the page cache and on disk. */
+static int make_file(struct __test_metadata *_metadata)
+{
+	int fd = open(getenv("TMPDIR") ?: ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	char buf[4096];
+
+	ASSERT_GE(fd, 0);
+	memset(buf, 1, sizeof(buf));
+	for (long i = 0; i < FILE_SIZE / (long)sizeof(buf); i++)
+		ASSERT_EQ((ssize_t)sizeof(buf), write(fd, buf, sizeof(buf)));
+	ASSERT_EQ(0, fsync(fd));
+	return fd;
+}
+
+static long cached(int fd)
+{
+	struct cachestat_range range = { };
+	struct cachestat cs = { .nr_cache = -1 };
+
+	syscall(__NR_cachestat, fd, &range, &cs, 0);
+	return cs.nr_cache * sysconf(_SC_PAGESIZE);
+}
+
+static void touch(char *at, long size, bool to_write)
+{
+	for (long i = 0; i < size; i += 4096) {
+		if (to_write)
+			__atomic_store_n(&at[i], i, __ATOMIC_RELAXED);
+		else
+			__atomic_load_n(&at[i], __ATOMIC_RELAXED);
+	}
+}
+
+static void wait_until(int *value, int at_least)
+{
+	while (__atomic_load_n(value, __ATOMIC_RELAXED) < at_least)
+		usleep(1000);
+}
+
+static char *get_anon(long size)
+{
+	char *anon = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	touch(anon, size, true);
+	return anon;
+}
+
+struct spec {
+	const char *name;
+	uid_t uid;
+	int fd;		/* of the file to map */
+	long dirty;	/* so much of it */
+	char *anon;	/* what it has already */
+};
+
+/* A process of that kind. It waits for its end. */
+static pid_t start(const struct spec *spec)
+{
+	int ready[2];
+	char *file;
+	pid_t pid;
+	char c;
+
+	if (pipe(ready))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_NAME, spec->name);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (!spec->anon)
+			get_anon(ANON);
+		if (spec->fd > 0) {
+			file = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE,
+				    MAP_SHARED, spec->fd, 0);
+			touch(file, FILE_SIZE, false);
+			touch(file, spec->dirty, true);
+		}
+		if (spec->uid && (setgid(spec->uid) || setuid(spec->uid)))
+			_exit(1);
+		/* Readable for its owner in /proc again. */
+		prctl(PR_SET_DUMPABLE, 1);
+		if (write(ready[1], "", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	if (read(ready[0], &c, 1) != 1)
+		pid = -1;
+	close(ready[0]);
+	return pid;
+}
+
+static bool alive(pid_t pid)
+{
+	siginfo_t info = { };
+
+	return !waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT) && !info.si_pid;
+}
+
+static bool was_killed(pid_t pid)
+{
+	int status;
+
+	return waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
+	       WTERMSIG(status) == SIGKILL;
+}
+
+static void end(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+/* Only a test of a fixture can have a time limit of its own. */
+FIXTURE(tool) { };
+FIXTURE_SETUP(tool) { }
+FIXTURE_TEARDOWN(tool) { }
+
+TEST_F_TIMEOUT(tool, one_process, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel\"\\\1", .fd = make_file(_metadata) };
+	pid_t pid = start(&spec);
+
+	ASSERT_GT(pid, 0);
+	EXPECT_STATUS(0, 0, "--json", "--dry-run", text(pid));
+	EXPECT_NEAR(ANON, number("freed", "anon"));
+	EXPECT_NEAR(has_flag() ? FILE_SIZE : 0, number("freed", "file"));
+	EXPECT_TRUE(alive(pid));
+	EXPECT_EQ(FILE_SIZE, cached(spec.fd));
+
+	EXPECT_STATUS(0, 0, "--json", text(pid));
+	EXPECT_SAID("\"name\":\"mrel\\\"\\\\\\u0001\"");
+	EXPECT_SAID(has_flag() ? "\"reap_kill\":true" : "\"reap_kill\":false");
+	EXPECT_NEAR(ANON, number("freed", "anon"));
+	EXPECT_EQ(0, number("left", "anon"));
+	EXPECT_NEAR(has_flag() ? FILE_SIZE : 0, number("freed", "file"));
+	EXPECT_NEAR(has_flag() ? 0 : FILE_SIZE, number("left", "file_cached"));
+	EXPECT_EQ(has_flag() ? 0 : FILE_SIZE, cached(spec.fd));
+	EXPECT_TRUE(was_killed(pid));
+}
+
+TEST_F_TIMEOUT(tool, as_text, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel-text" };
+	pid_t pid = start(&spec);
+
+	EXPECT_STATUS(0, 0, text(pid));
+	EXPECT_SAID("mrel-text: freed 2");
+	EXPECT_SAID(" MiB anonymous");
+	if (!has_flag())
+		EXPECT_SAID("without PROCESS_MRELEASE_REAP_KILL");
+	EXPECT_TRUE(was_killed(pid));
+
+	pid = start(&spec);
+	EXPECT_STATUS(0, 0, "--quiet", text(pid));
+	EXPECT_STREQ("", said);
+	EXPECT_TRUE(was_killed(pid));
+}
+
+/* Memory that others have as well, and what has not been written back. */
+TEST_F_TIMEOUT(tool, what_is_left, TIMEOUT)
+{
+	char *anon = get_anon(6 * MIB);
+	struct spec spec = {
+		.name = "mrel-left", .fd = make_file(_metadata), .dirty = 2 * MIB,
+		.anon = anon,
+	};
+	char *file = mmap(NULL, FILE_SIZE, PROT_READ, MAP_SHARED, spec.fd, 0);
+	pid_t pid;
+
+	touch(file + FILE_SIZE / 2, 3 * MIB, false);
+	pid = start(&spec);
+	ASSERT_GT(pid, 0);
+	EXPECT_STATUS(0, 0, "--json", text(pid));
+	EXPECT_NEAR(6 * MIB, number("left", "anon_shared"));
+	EXPECT_NEAR(0, number("freed", "anon"));
+	EXPECT_NEAR(2 * MIB, number("left", "file_dirty"));
+	EXPECT_NEAR(3 * MIB, number("left", "file_shared"));
+	EXPECT_NEAR(has_flag() ? 3 * MIB : 0, number("freed", "file"));
+	EXPECT_NEAR(has_flag() ? 0 : 3 * MIB, number("left", "file_cached"));
+	EXPECT_TRUE(was_killed(pid));
+}
+
+TEST_F_TIMEOUT(tool, by_pidfd, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel-pidfd" };
+	pid_t pid = start(&spec);
+	int fd = syscall(__NR_pidfd_open, pid, 0);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(0, fcntl(fd, F_SETFD, 0));
+	EXPECT_STATUS(0, 0, "--json", "--pidfd", text(fd));
+	EXPECT_EQ(pid, number("victims", "pid"));
+	EXPECT_TRUE(was_killed(pid));
+
+	EXPECT_STATUS(1, 0, "--pidfd", text(fd));
+	EXPECT_SAID("No such process");
+	EXPECT_STATUS(1, 0, "--pidfd", "0");
+	EXPECT_SAID("not a pidfd");
+	EXPECT_STATUS(1, 0, "--pidfd", "999");
+	EXPECT_SAID("Bad file descriptor");
+}
+
+TEST_F_TIMEOUT(tool, several, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel-several" };
+	pid_t pid[4];
+
+	for (int i = 0; i < 4; i++)
+		pid[i] = start(&spec);
+	EXPECT_STATUS(0, 0, "-j", "3", text(pid[0]), text(pid[1]), text(pid[2]));
+	EXPECT_TRUE(was_killed(pid[0]));
+	EXPECT_TRUE(was_killed(pid[1]));
+	EXPECT_TRUE(was_killed(pid[2]));
+	EXPECT_STATUS(64, 0, text(pid[0]), text(pid[3]));
+	EXPECT_SAID(": No such process");
+	EXPECT_TRUE(was_killed(pid[3]));
+	EXPECT_STATUS(1, 0, text(pid[3]));
+	EXPECT_SAID(": No such process");
+}
+
+static void *wait_for_ever(void *tid)
+{
+	__atomic_store_n((pid_t *)tid, syscall(SYS_gettid), __ATOMIC_RELAXED);
+	for (;;)
+		pause();
+	return NULL;
+}
+
+TEST_F_TIMEOUT(tool, bad_arguments, TIMEOUT)
+{
+	pid_t tid = 0;
+	pthread_t thread;
+
+	EXPECT_STATUS(2, 0);
+	EXPECT_STATUS(2, 0, "1x");
+	EXPECT_STATUS(2, 0, "-1");
+	EXPECT_STATUS(2, 0, "99999999999");
+	EXPECT_STATUS(2, 0, "--match", "(");
+	EXPECT_STATUS(2, 0, "--match", "a", "--cgroup", "b");
+	EXPECT_STATUS(2, 0, "--timeout", "soon", "1");
+	EXPECT_STATUS(2, 0, "-j", "0", "1");
+	EXPECT_STATUS(0, 0, "--help");
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, wait_for_ever, &tid));
+	wait_until(&tid, 1);
+	EXPECT_STATUS(1, 0, text(tid));
+	EXPECT_SAID("a thread, and not the process");
+}
+
+TEST_F_TIMEOUT(tool, init_of_all, TIMEOUT)
+{
+	if (geteuid() || getppid() == 0)
+		SKIP(return, "needs root");
+	EXPECT_STATUS(1, NOBODY, "1");
+	EXPECT_SAID("1 (");
+	EXPECT_SAID("Operation not permitted");
+	EXPECT_EQ(0, kill(1, 0));
+}
+
+static int sleep_for_ever(void *unused)
+{
+	for (;;)
+		pause();
+	return !unused;
+}
+
+/* Nobody may kill one of root's, nor for that reason the one who shares with it. */
+TEST_F_TIMEOUT(tool, not_permitted, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel-root" };
+	pid_t pid = start(&spec), *sharer;
+	static char stack[1 << 16];
+
+	if (geteuid())
+		SKIP(return, "needs root");
+	EXPECT_STATUS(1, NOBODY, text(pid));
+	EXPECT_SAID("Operation not permitted");
+	EXPECT_TRUE(alive(pid));
+	end(pid);
+
+	/* Nobody's, with what root's shares. */
+	sharer = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pid = fork();
+	if (!pid) {
+		get_anon(ANON);
+		sharer[1] = clone(sleep_for_ever, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL);
+		if (syscall(SYS_setresgid, NOBODY, NOBODY, NOBODY) ||
+		    syscall(SYS_setresuid, NOBODY, NOBODY, NOBODY))
+			_exit(1);
+		sharer[0] = 1;
+		for (;;)
+			pause();
+	}
+	wait_until(sharer, 1);
+	EXPECT_STATUS(1, NOBODY, "--timeout", "2", text(pid));
+	if (has_flag()) {
+		EXPECT_SAID("Operation not permitted: ");
+		EXPECT_SAID(text(sharer[1]));
+		EXPECT_SAID("shares its memory");
+		EXPECT_TRUE(alive(pid));
+	} else {
+		EXPECT_SAID("killed, but somebody else uses its memory");
+		EXPECT_TRUE(was_killed(pid));
+	}
+	EXPECT_EQ(0, kill(sharer[1], 0));
+	kill(sharer[1], SIGKILL);
+	end(pid);
+}
+
+TEST_F_TIMEOUT(tool, match, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel-matched" }, other = { .name = "mrel-matched2" };
+	pid_t pid[2] = { start(&spec), start(&spec) }, not_it = start(&other);
+
+	EXPECT_STATUS(0, 0, "--dry-run", "--match", "^mrel-ma");
+	EXPECT_SAID(text(pid[0]));
+	EXPECT_SAID(text(pid[1]));
+	EXPECT_SAID(text(not_it));
+	EXPECT_TRUE(alive(pid[0]));
+	EXPECT_STATUS(0, 0, "--exact", "--match", "mrel-m(atched|x)");
+	EXPECT_TRUE(was_killed(pid[0]));
+	EXPECT_TRUE(was_killed(pid[1]));
+	EXPECT_TRUE(alive(not_it));
+	EXPECT_STATUS(1, 0, "--match", "mrel-nobody-is-called-so");
+	EXPECT_STATUS(0, 0, "--match", "mrel-matched2");
+	EXPECT_TRUE(was_killed(not_it));
+}
+
+/* Something like a container, with a cgroup below its own. */
+
+FIXTURE(container)
+{
+	char path[PATH_MAX], below[PATH_MAX + 16];
+	pid_t init;
+	int *forks;
+};
+
+FIXTURE_VARIANT(container)
+{
+	uid_t uid;	/* who runs all of it */
+	bool no_kill;	/* cgroup.kill does not work */
+};
+
+FIXTURE_VARIANT_ADD(container, root) { };
+FIXTURE_VARIANT_ADD(container, without_cgroup_kill) { .no_kill = true };
+/* Who has been given a cgroup can neither freeze it nor use its cgroup.kill. */
+FIXTURE_VARIANT_ADD(container, delegated) { .uid = NOBODY };
+
+static bool find_cgroup2(char *path, size_t size)
+{
+	FILE *mounts = setmntent("/proc/self/mounts", "r");
+	struct mntent *mnt = NULL;
+
+	while (mounts && (mnt = getmntent(mounts)) && strcmp(mnt->mnt_type, "cgroup2"))
+		;
+	if (mnt)
+		snprintf(path, size, "%s/mrelease_tool.%d", mnt->mnt_dir, getpid());
+	if (mounts)
+		endmntent(mounts);
+	return mnt;
+}
+
+/* There are always some who are about to be there, and some about to go. */
+static void keep_forking(int *forks)
+{
+	signal(SIGCHLD, SIG_IGN);
+	for (;;) {
+		if (!fork()) {
+			__atomic_add_fetch(forks, 1, __ATOMIC_RELAXED);
+			usleep(10000);
+			_exit(0);
+		}
+		usleep(10000);
+	}
+}
+
+static void be_init(const char *below, uid_t uid, int *forks)
+{
+	int start[2];
+	char c;
+
+	for (int sig = 1; sig < NSIG; sig++)
+		signal(sig, SIG_IGN);
+	signal(SIGCHLD, SIG_DFL);
+	if (pipe(start) || (uid && (setgid(uid) || setuid(uid))))
+		_exit(1);
+	for (int i = 0; i < FORKERS; i++) {
+		if (fork())
+			continue;
+		if (i % 2)
+			put(below, "cgroup.procs", "0");
+		/* Until all of them are there. */
+		close(start[1]);
+		if (!read(start[0], &c, 1))
+			keep_forking(forks);
+		_exit(1);
+	}
+	get_anon(ANON);
+	close(start[1]);
+	for (;;)
+		wait(NULL);
+}
+
+FIXTURE_SETUP(container)
+{
+	struct clone_args args = { .flags = CLONE_NEWPID, .exit_signal = SIGCHLD };
+	static const char * const files[] = { "", "/cgroup.procs" };
+	char path[2 * PATH_MAX];
+
+	if (geteuid() || !find_cgroup2(self->path, sizeof(self->path) - 16) ||
+	    mkdir(self->path, 0755))
+		SKIP(return, "needs root and cgroup v2");
+	snprintf(self->below, sizeof(self->below), "%s/below", self->path);
+	ASSERT_EQ(0, mkdir(self->below, 0755));
+	for (int i = 0; i < 2 && variant->uid; i++) {
+		snprintf(path, sizeof(path), "%s%s", self->path, files[i]);
+		ASSERT_EQ(0, chown(path, variant->uid, variant->uid));
+		snprintf(path, sizeof(path), "%s%s", self->below, files[i]);
+		ASSERT_EQ(0, chown(path, variant->uid, variant->uid));
+	}
+	self->forks = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	self->init = syscall(__NR_clone3, &args, sizeof(args));
+	ASSERT_GE(self->init, 0);
+	if (!self->init) {
+		if (!put(self->path, "cgroup.procs", "0"))
+			_exit(1);
+		be_init(self->below, variant->uid, self->forks);
+	}
+	/* All are there, and each has forked once or more, on the whole. */
+	wait_until(self->forks, FORKERS);
+	ASSERT_TRUE(alive(self->init));
+}
+
+FIXTURE_TEARDOWN(container)
+{
+	if (!self->init)
+		return;
+	put(self->path, "cgroup.kill", "1");
+	waitpid(self->init, NULL, 0);
+	for (int i = 0; i < 100 && rmdir(self->below) && errno == EBUSY; i++)
+		usleep(10000);
+	for (int i = 0; i < 100 && rmdir(self->path) && errno == EBUSY; i++)
+		usleep(10000);
+}
+
+TEST_F_TIMEOUT(container, kill, TIMEOUT)
+{
+	char path[PATH_MAX + 32], word[8] = "";
+	int forks, fd, status;
+
+	snprintf(path, sizeof(path), "%s/cgroup.kill", self->path);
+	if (variant->no_kill)
+		ASSERT_EQ(0, mount("/dev/full", path, NULL, MS_BIND, NULL));
+	/* By its short name. */
+	EXPECT_STATUS(0, variant->uid, "--dry-run", "-q", "--timeout", "0",
+		      "--cgroup", strrchr(self->path, '/'));
+	ASSERT_TRUE(alive(self->init));
+	EXPECT_STATUS(0, variant->uid, "--json", "--timeout", "0", "--cgroup", self->path);
+	EXPECT_NEAR(0, number("after", "anon"));
+	EXPECT_GE(number("before", "anon"), ANON);
+	TH_LOG("%d forks", *self->forks);
+	if (variant->no_kill)
+		ASSERT_EQ(0, umount(path));
+
+	/* Nobody forks, and nobody is in there. */
+	forks = *self->forks;
+	EXPECT_EQ(self->init, waitpid(self->init, &status, WNOHANG));
+	EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	EXPECT_EQ(0, rmdir(self->below));
+	usleep(50000);
+	EXPECT_EQ(forks, *self->forks);
+	snprintf(path, sizeof(path), "%s/cgroup.freeze", self->path);
+	fd = open(path, O_RDONLY);
+	EXPECT_EQ(2, read(fd, word, sizeof(word)));
+	close(fd);
+	EXPECT_STREQ("0\n", word);
+	EXPECT_EQ(0, rmdir(self->path));
+}
+
+/* A process of this name and, if it is not 0, with this PID. */
+static pid_t start_as(const char *name, pid_t pid, const char *cgroup)
+{
+	struct clone_args args = {
+		.exit_signal = SIGCHLD,
+		.set_tid = pid ? (uintptr_t)&pid : 0, .set_tid_size = !!pid,
+	};
+	int ready[2];
+	pid_t child;
+	char c;
+
+	if (pipe(ready))
+		return -1;
+	child = syscall(__NR_clone3, &args, sizeof(args));
+	if (!child) {
+		prctl(PR_SET_NAME, name);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if ((cgroup && !put(cgroup, "cgroup.procs", "0")) ||
+		    write(ready[1], "", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	if (read(ready[0], &c, 1) != 1)
+		child = -1;
+	close(ready[0]);
+	return child;
+}
+
+/* It looks at a process, or at what it knows of it. The rest does not matter. */
+static bool is_look(uint64_t nr)
+{
+	return nr == __NR_pidfd_open || nr == __NR_pidfd_send_signal || nr == __NR_openat ||
+	       nr == __NR_read || nr == __NR_clone || nr == __NR_clone3;
+}
+
+/*
+ * Runs the tool, and at the nth such system call from the one that opens a pidfd for
+ * this PID, another process gets the PID. False if by then it has started the
+ * thread that kills.
+ */
+static bool run_and_replace(const char *option, const char *value, pid_t pid, int nth)
+{
+	const char *path = getenv("MRELEASE") ?: "./mrelease";
+	enum { BEFORE, COUNTING, REPLACED, TOO_LATE } state = BEFORE;
+	struct ptrace_syscall_info info = { };
+	pid_t tool = fork();
+	int status;
+
+	if (!tool) {
+		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+		execl(path, path, "-q", option, value, NULL);
+		_exit(127);
+	}
+	while (waitpid(tool, &status, __WALL) == tool && WIFSTOPPED(status)) {
+		ptrace(PTRACE_SETOPTIONS, tool, NULL,
+		       (void *)(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL));
+		if (WSTOPSIG(status) == (SIGTRAP | 0x80))
+			ptrace(PTRACE_GET_SYSCALL_INFO, tool, (void *)sizeof(info), &info);
+		if (info.op == PTRACE_SYSCALL_INFO_ENTRY) {
+			if (info.entry.nr == __NR_pidfd_open && info.entry.args[0] == (uint64_t)pid)
+				state = COUNTING;
+			if (state == COUNTING && is_look(info.entry.nr) && !nth--) {
+				end(pid);
+				state = start_as("mrel-wrong", pid, NULL) == pid ?
+					REPLACED : TOO_LATE;
+			} else if (state == COUNTING &&
+				   (info.entry.nr == __NR_clone3 || info.entry.nr == __NR_clone)) {
+				state = TOO_LATE;
+			}
+		}
+		ptrace(state < REPLACED ? PTRACE_SYSCALL : PTRACE_CONT, tool, NULL, NULL);
+	}
+	return state == REPLACED;
+}
+
+/* Replaces it at every point there is. How often it came out wrong, or -1. */
+static int replace_all(const char *option, const char *value, const char *cgroup)
+{
+	int bad = 0, n = 0;
+
+	for (;; n++) {
+		pid_t pid = start_as("mrel-right", 0, cgroup);
+
+		if (!run_and_replace(option, value, pid, n))
+			break;
+		if (!alive(pid)) {
+			printf("# %s: the wrong one was killed at point %d\n", option, n);
+			bad++;
+		}
+		end(pid);
+	}
+	printf("# %s: %d points\n", option, n);
+	return n > 5 ? bad : -1;
+}
+
+/* The PID becomes another's while the tool looks at the process. */
+TEST_F_TIMEOUT(tool, pid_of_another, TIMEOUT)
+{
+	/* Few processes to look at. */
+	struct clone_args args = {
+		.flags = CLONE_NEWPID | CLONE_NEWNS, .exit_signal = SIGCHLD,
+	};
+	char path[PATH_MAX];
+	int status;
+	pid_t pid;
+
+	if (geteuid() || !find_cgroup2(path, sizeof(path)) || mkdir(path, 0755))
+		SKIP(return, "needs root and cgroup v2");
+	fflush(stdout);
+	pid = syscall(__NR_clone3, &args, sizeof(args));
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+		    mount("proc", "/proc", "proc", 0, NULL))
+			_exit(2);
+		status = replace_all("--match", "^mrel-right$", NULL) |
+			 replace_all("--cgroup", path, path);
+		fflush(stdout);
+		_exit(status ? 1 : 0);
+	}
+	EXPECT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, rmdir(path));
+}
+
+/* An init whose child nobody waits for cannot end. */
+TEST_F_TIMEOUT(tool, time_limit, TIMEOUT)
+{
+	struct clone_args args = { .flags = CLONE_NEWPID, .exit_signal = SIGCHLD };
+	char path[PATH_MAX];
+	pid_t init, *traced;
+	struct timespec from, to;
+
+	if (geteuid() || !find_cgroup2(path, sizeof(path)) || mkdir(path, 0755))
+		SKIP(return, "needs root and cgroup v2");
+	traced = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	init = syscall(__NR_clone3, &args, sizeof(args));
+	if (!init) {
+		put(path, "cgroup.procs", "0");
+		args.flags = CLONE_PARENT_SETTID;
+		if (!fork()) {
+			for (;;)
+				pause();
+		}
+		*traced = 1;
+		for (;;)
+			pause();
+	}
+	wait_until(traced, 1);
+	/* The other one in the cgroup. */
+	EXPECT_STATUS(0, 0, "--dry-run", "--json", "--cgroup", path);
+	*traced = number("victims", "pid");
+	if (*traced == init) {
+		char *next = strstr(strstr(said, "\"pid\"") + 1, "\"pid\":");
+
+		*traced = next ? atol(next + 6) : -1;
+	}
+	ASSERT_EQ(0, ptrace(PTRACE_SEIZE, *traced, NULL, NULL));
+
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	EXPECT_STATUS(64, 0, "--timeout", "4", "--cgroup", path);
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	EXPECT_SAID("not empty in time");
+	EXPECT_GE((to.tv_sec - from.tv_sec) * 1e3 + (to.tv_nsec - from.tv_nsec) / 1e6, 3999);
+	EXPECT_EQ(*traced, waitpid(*traced, NULL, __WALL));
+	EXPECT_TRUE(was_killed(init));
+	EXPECT_EQ(0, rmdir(path));
+}
+
+TEST_F_TIMEOUT(tool, wrong_cgroups, TIMEOUT)
+{
+	char path[PATH_MAX], *slash;
+	pid_t pid;
+	int status;
+
+	if (geteuid() || !find_cgroup2(path, sizeof(path)) || mkdir(path, 0755))
+		SKIP(return, "needs root and cgroup v2");
+	EXPECT_STATUS(1, 0, "--cgroup", "/no/such/cgroup");
+	EXPECT_SAID("no such cgroup");
+	EXPECT_STATUS(1, 0, "--cgroup", "/proc");
+	EXPECT_SAID("no such cgroup");
+	EXPECT_STATUS(0, 0, "--cgroup", path);	/* it is empty */
+
+	pid = fork();
+	if (!pid) {
+		put(path, "cgroup.procs", "0");
+		_exit(run(0, "--cgroup", path, NULL) == 1 && strstr(said, "I am in it") ? 0 : 1);
+	}
+	EXPECT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, rmdir(path));
+
+	slash = strrchr(path, '/');
+	*slash = 0;
+	EXPECT_STATUS(1, 0, "--cgroup", path);
+	EXPECT_SAID("the root");
+}
+
+TEST_HARNESS_MAIN
