@@ -11,257 +11,19 @@
  * page cache is the only copy, tests that need one are skipped.
  */
 #define _GNU_SOURCE
-#include <fcntl.h>
-#include <limits.h>
-#include <linux/magic.h>
-#include <linux/mman.h>
 #include <linux/sched.h>
-#include <linux/userfaultfd.h>
-#include <mntent.h>
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <sys/vfs.h>
 
-#include "kselftest_harness.h"
 #include "hugepage_settings.h"
-#include "vm_util.h"
+#include "mrelease_util.h"
 
-#ifndef PROCESS_MRELEASE_REAP_KILL
-#define PROCESS_MRELEASE_REAP_KILL	1
-#endif
 #ifndef KILL_MRELEASE
 #define KILL_MRELEASE			1
 #endif
 
-#define NOBODY	65534
 #define PAGES	4096L	/* that a victim has of a kind, unless said otherwise */
-#define ALL	(~0U)
-
-/* An emulated machine with a kernel for debugging takes its time. */
-#define TIMEOUT	600
-
-#define NO_FLAG	"kernel without PROCESS_MRELEASE_REAP_KILL"
-
-/* 0 or what errno would be. */
-static int mrelease(int pidfd, unsigned int flags)
-{
-	return syscall(__NR_process_mrelease, pidfd, flags) ? errno : 0;
-}
-
-static bool has_reap_kill(void)
-{
-	return mrelease(-1, PROCESS_MRELEASE_REAP_KILL) == EBADF;
-}
-
-static int pidfd_open(pid_t pid)
-{
-	return syscall(__NR_pidfd_open, pid, 0);
-}
-
-/* The contents of a page: of a file, or of memory; 0 is the first version. */
-static void fill(void *to, long page, unsigned int version)
-{
-	uint64_t *word = to;
-
-	for (unsigned int i = 0; i < psize() / sizeof(*word); i++)
-		word[i] = ((uint64_t)version << 56) + ((uint64_t)page << 16) + i + 1;
-}
-
-static bool filled(const void *from, long page, unsigned int version)
-{
-	char want[psize()];
-
-	fill(want, page, version);
-	return !memcmp(from, want, psize());
-}
-
-/* Where a test takes place: a cgroup and a file. */
-struct env {
-	char cgroup[PATH_MAX];
-	int cgroup_fd;
-	int charge_fd;
-	int fd;
-	long pages;
-};
-
-static bool put(int dir, const char *name, const char *text)
-{
-	int fd = openat(dir, name, O_WRONLY | O_CLOEXEC);
-	bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
-static long get(int dir, const char *name)
-{
-	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
-	char text[32] = "";
-
-	if (fd >= 0) {
-		if (read(fd, text, sizeof(text) - 1) < 0)
-			text[0] = 0;
-		close(fd);
-	}
-	return atol(text);
-}
-
-static bool make_cgroup(struct env *env)
-{
-	FILE *mounts = setmntent("/proc/self/mounts", "r");
-	struct mntent *mnt = NULL;
-	int root;
-
-	while (mounts && (mnt = getmntent(mounts)) && strcmp(mnt->mnt_type, "cgroup2"))
-		;
-	if (!mnt)
-		return false;
-	root = open(mnt->mnt_dir, O_PATH | O_CLOEXEC);
-	put(root, "cgroup.subtree_control", "+memory");
-	close(root);
-	snprintf(env->cgroup, sizeof(env->cgroup), "%s/mrelease.%d", mnt->mnt_dir,
-		 getpid());
-	endmntent(mounts);
-	if (mkdir(env->cgroup, 0755))
-		return false;
-
-	env->cgroup_fd = open(env->cgroup, O_PATH | O_CLOEXEC);
-	env->charge_fd = openat(env->cgroup_fd, "memory.current", O_RDONLY | O_CLOEXEC);
-	if (env->charge_fd < 0)
-		rmdir(env->cgroup);
-	return env->charge_fd >= 0;
-}
-
-static struct cachestat cache_of(int fd)
-{
-	struct cachestat_range range = { };
-	struct cachestat cs = { .nr_cache = -1 };
-
-	syscall(__NR_cachestat, fd, &range, &cs, 0);
-	return cs;
-}
-
-static long cached(int fd)
-{
-	return cache_of(fd).nr_cache;
-}
-
-/* Versions: the first one, but another one for every nth page. */
-static unsigned int version(long page, unsigned int step)
-{
-	return step && page % step == 0;
-}
-
-static bool write_pages(int fd, long pages, unsigned int step)
-{
-	char buf[psize()];
-
-	for (long i = 0; i < pages; i++) {
-		fill(buf, i, version(i, step));
-		if (pwrite(fd, buf, psize(), i * psize()) != psize())
-			return false;
-	}
-	return true;
-}
-
-/* The first page that is not as it should be, or -1. */
-static long wrong_page(int fd, long pages, unsigned int step)
-{
-	char buf[psize()];
-
-	for (long i = 0; i < pages; i++) {
-		if (pread(fd, buf, psize(), i * psize()) != psize() ||
-		    !filled(buf, i, version(i, step)))
-			return i;
-	}
-	return -1;
-}
-
-/* All on disk and nothing in the page cache. */
-static void make_cold(struct __test_metadata *_metadata, int fd)
-{
-	ASSERT_EQ(0, fsync(fd));
-	ASSERT_EQ(0, posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED));
-	ASSERT_EQ(0, cached(fd));
-}
-
-/* False if the test is skipped. */
-static bool set_up(struct __test_metadata *_metadata, struct env *env,
-		   bool flag, long pages)
-{
-	const char *dir = getenv("TMPDIR") ?: ".";
-	struct statfs fs;
-
-	if (flag && !has_reap_kill())
-		SKIP(return false, NO_FLAG);
-	if (geteuid())
-		SKIP(return false, "needs root");
-	if (pages) {
-		env->fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-		if (env->fd < 0 || fstatfs(env->fd, &fs) || fs.f_type == TMPFS_MAGIC ||
-		    fs.f_type == RAMFS_MAGIC)
-			SKIP(return false, "needs a file on disk, see TMPDIR");
-		env->pages = pages;
-		ASSERT_TRUE(write_pages(env->fd, pages, 0));
-		make_cold(_metadata, env->fd);
-	}
-	if (!make_cgroup(env))
-		SKIP(return false, "needs the memory controller of cgroup v2");
-	return true;
-}
-
-static void tear_down(struct env *env)
-{
-	if (!env->cgroup_fd)
-		return;
-	put(env->cgroup_fd, "cgroup.kill", "1");
-	for (int i = 0; i < 100 && rmdir(env->cgroup) && errno == EBUSY; i++)
-		usleep(10000);
-}
-
-/* What is charged to the victim, and what is left of its file. */
-struct usage {
-	long charge;
-	long cache;
-	long swap;
-};
-
-static struct usage measure(const struct env *env)
-{
-	struct usage usage = { .charge = -1 };
-	char text[32] = "";
-
-	if (pread(env->charge_fd, text, sizeof(text) - 1, 0) > 0)
-		usage.charge = atol(text);
-	if (env->pages)
-		usage.cache = cached(env->fd);
-	usage.swap = get(env->cgroup_fd, "memory.swap.current");
-	return usage;
-}
-
-/*
- * Charges are made in batches, which each CPU may keep, and a dying process
- * still has its stacks and page tables.
- */
-static long slack_of(int cpus)
-{
-	return 512 * 1024 + 64L * psize() * cpus;
-}
-
-static long slack(void)
-{
-	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-
-	return slack_of(cpus < 8 ? cpus : 8);
-}
 
 /* What a victim is like. */
 struct spec {
@@ -1400,62 +1162,21 @@ FIXTURE_VARIANT_ADD(pinned, zombie_no_flag) {
 	.zombie = true,
 };
 
-static void *read_victim(void *arg)
-{
-	struct iovec *iov = arg;
-
-	process_vm_readv(*(pid_t *)iov[2].iov_base, &iov[0], 1, &iov[1], 1, 0);
-	return NULL;
-}
-
-/* Reads a page of the victim's to where a fault never comes to its end. */
-static void pin(pid_t victim, int ready)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	struct iovec iov[3] = {
-		{ .iov_len = psize() },
-		/* Where the test has it, the victim has it. */
-		{ .iov_base = &my, .iov_len = sizeof(my) },
-		{ .iov_base = &victim },
-	};
-	struct uffd_msg msg;
-	pthread_t thread;
-	int uffd;
-
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (uffd < 0)
-		_exit(0);
-	iov[0].iov_base = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (ioctl(uffd, UFFDIO_API, &api) ||
-	    uffd_register(uffd, iov[0].iov_base, psize(), true, false, false) ||
-	    pthread_create(&thread, NULL, read_victim, iov) ||
-	    read(uffd, &msg, sizeof(msg)) != sizeof(msg) ||
-	    write(ready, "", 1) != 1)
-		_exit(1);
-	pause();
-	_exit(0);
-}
-
 FIXTURE_SETUP(pinned)
 {
 	const struct spec spec = { .anon = PAGES, .file = PAGES };
-	int ready[2];
-	char c;
+	pid_t pid;
 
 	if (!set_up(_metadata, &self->env, variant->flags, PAGES))
 		return;
 	spawn(_metadata, &self->env, &spec, &self->victim);
-	ASSERT_EQ(0, pipe(ready));
-	self->pid = fork();
-	if (!self->pid)
-		pin(self->victim.proc.pid, ready[1]);
-	close(ready[1]);
-	if (read(ready[0], &c, 1) != 1) {
+	/* Where the test has it, the victim has it. */
+	pid = pin_memory(self->victim.proc.pid, &my);
+	if (pid < 0) {
 		tear_down(&self->env);
-		SKIP(return, "needs userfaultfd and process_vm_readv");
+		SKIP(return, NO_PIN);
 	}
-	close(ready[0]);
+	self->pid = pid;
 	if (variant->zombie)
 		become_zombie(_metadata, &self->victim.proc);
 	check_used(_metadata, &self->env, &spec);
