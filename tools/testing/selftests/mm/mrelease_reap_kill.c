@@ -42,27 +42,14 @@ struct spec {
 	bool faulting;		/* the threads never stop to fault pages in */
 	int threads;
 	int cpu;		/* to run on, from 1 */
-	int clone_flags;
-	int sharer;		/* clone flags of another process with this memory */
-	uid_t uid;		/* not of the sharer */
 };
 
 /* A process that the test is the parent of, and talks to. */
-struct proc {
+struct victim {
 	pid_t pid;
 	int pidfd;
 	int sock;
-};
-
-struct victim {
-	struct proc proc;
-	struct proc sharer;
 	bool large;		/* has a folio of its file more than one page? */
-};
-
-struct hello {
-	pid_t pid;
-	bool large;
 };
 
 /* In the victim. */
@@ -70,7 +57,7 @@ static const struct spec *me;
 static struct {
 	char *anon;
 	char *file[2];
-	int sock[2];
+	int sock;
 } my;
 
 static bool is_large(char *addr)
@@ -174,35 +161,20 @@ static void *thread_main(void *unused)
 	return NULL;
 }
 
-static void serve(int sock)
+/* Says what the test wants to know, and later whether its memory is intact. */
+static void serve(void)
 {
-	struct hello hello = {
-		.pid = getpid(),
-		.large = me->file && is_large(my.file[0]),
-	};
-	char c;
+	char c = me->file && is_large(my.file[0]);
 
-	if (write(sock, &hello, sizeof(hello)) != sizeof(hello))
-		_exit(1);
-	while (read(sock, &c, 1) == 1) {
+	while (write(my.sock, &c, 1) == 1 && read(my.sock, &c, 1) == 1)
 		c = anon_intact();
-		if (write(sock, &c, 1) != 1)
-			break;
-	}
 	_exit(0);
-}
-
-static int sharer_main(void *unused)
-{
-	serve(my.sock[1]);
-	return 0;
 }
 
 static void victim_main(const struct spec *spec, int fd)
 {
 	pthread_t thread;
 	cpu_set_t cpus;
-	char *stack;
 
 	me = spec;
 	if (spec->cpu) {
@@ -218,67 +190,40 @@ static void victim_main(const struct spec *spec, int fd)
 		if (pthread_create(&thread, NULL, thread_main, NULL))
 			_exit(1);
 	}
-	stack = map(16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (spec->sharer && clone(sharer_main, stack + 16 * psize(),
-				  spec->sharer | CLONE_PARENT | SIGCHLD, NULL) < 0)
-		_exit(1);
-	/* The system call, since the C library thinks of threads. */
-	if (spec->uid && syscall(SYS_setresuid, spec->uid, spec->uid, spec->uid))
-		_exit(1);
-	serve(my.sock[0]);
-}
-
-static void greet(struct __test_metadata *_metadata, struct victim *v, struct proc *p)
-{
-	struct hello hello;
-
-	ASSERT_EQ(sizeof(hello), read(p->sock, &hello, sizeof(hello))) {
-		TH_LOG("The victim could not be set up");
-	}
-	v->large |= hello.large;
-	if (!p->pid) {
-		p->pid = hello.pid;
-		p->pidfd = pidfd_open(p->pid);
-	}
-	ASSERT_GE(p->pidfd, 0);
+	serve();
 }
 
 static void spawn(struct __test_metadata *_metadata, struct env *env,
 		  const struct spec *spec, struct victim *v)
 {
-	int sock[2], sharer[2];
+	int sock[2];
+	char large;
 	struct clone_args args = {
-		.flags = CLONE_PIDFD | CLONE_INTO_CGROUP | spec->clone_flags,
-		.pidfd = (uintptr_t)&v->proc.pidfd,
+		.flags = CLONE_PIDFD | CLONE_INTO_CGROUP,
+		.pidfd = (uintptr_t)&v->pidfd,
 		.exit_signal = SIGCHLD,
 		.cgroup = env->cgroup_fd,
 	};
 
 	memset(v, 0, sizeof(*v));
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
-	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sharer));
-	v->proc.pid = syscall(__NR_clone3, &args, sizeof(args));
-	ASSERT_GE(v->proc.pid, 0);
-	if (!v->proc.pid) {
+	v->pid = syscall(__NR_clone3, &args, sizeof(args));
+	ASSERT_GE(v->pid, 0);
+	if (!v->pid) {
 		close(sock[1]);
-		close(sharer[1]);
-		my.sock[0] = sock[0];
-		my.sock[1] = sharer[0];
+		my.sock = sock[0];
 		victim_main(spec, env->fd);
 	}
 	close(sock[0]);
-	close(sharer[0]);
-	v->proc.sock = sock[1];
-	v->sharer.sock = sharer[1];
-	if (spec->sharer)
-		greet(_metadata, v, &v->sharer);
-	/* The parent of a vfork() child stands still. */
-	if (!(spec->sharer & CLONE_VFORK))
-		greet(_metadata, v, &v->proc);
+	v->sock = sock[1];
+	ASSERT_EQ(1, read(v->sock, &large, 1)) {
+		TH_LOG("The victim could not be set up");
+	}
+	v->large = large;
 }
 
 /* Is it alive, and its memory what it was? */
-static bool intact(struct proc *p)
+static bool intact(struct victim *p)
 {
 	char c = 0;
 
@@ -287,7 +232,7 @@ static bool intact(struct proc *p)
 }
 
 /* The signal that a process died of, or -1. */
-static int bury(struct proc *p)
+static int bury(struct victim *p)
 {
 	int status;
 
@@ -298,15 +243,12 @@ static int bury(struct proc *p)
 
 static void forget(struct victim *v)
 {
-	close(v->proc.pidfd);
-	close(v->proc.sock);
-	close(v->sharer.sock);
-	if (v->sharer.pid)
-		close(v->sharer.pidfd);
+	close(v->pidfd);
+	close(v->sock);
 }
 
 /* All of the victim's threads have left the memory behind. */
-static void become_zombie(struct __test_metadata *_metadata, struct proc *p)
+static void become_zombie(struct __test_metadata *_metadata, struct victim *p)
 {
 	siginfo_t info;
 
@@ -446,9 +388,9 @@ FIXTURE_TEARDOWN(no_flag)
 
 TEST_F(no_flag, live_victim)
 {
-	EXPECT_EQ(EINVAL, mrelease(self->victim.proc.pidfd, 0));
+	EXPECT_EQ(EINVAL, mrelease(self->victim.pidfd, 0));
 	EXPECT_GE(measure(&self->env).charge, PAGES * psize());
-	EXPECT_TRUE(intact(&self->victim.proc));
+	EXPECT_TRUE(intact(&self->victim));
 }
 
 TEST_F(no_flag, killed_victim)
@@ -456,13 +398,13 @@ TEST_F(no_flag, killed_victim)
 	struct usage usage;
 	int ret;
 
-	ASSERT_EQ(0, kill(self->victim.proc.pid, SIGKILL));
-	ret = mrelease(self->victim.proc.pidfd, 0);
+	ASSERT_EQ(0, kill(self->victim.pid, SIGKILL));
+	ret = mrelease(self->victim.pidfd, 0);
 	usage = measure(&self->env);
 	/* Its exit may be over. */
 	if (ret != ESRCH)
 		EXPECT_EQ(0, ret);
-	EXPECT_EQ(SIGKILL, bury(&self->victim.proc));
+	EXPECT_EQ(SIGKILL, bury(&self->victim));
 	/* The page cache is not touched. */
 	EXPECT_EQ(PAGES, usage.cache);
 	EXPECT_EQ(PAGES, measure(&self->env).cache);
@@ -602,16 +544,16 @@ TEST_F_TIMEOUT(kill, all_is_free, TIMEOUT)
 	if (variant->stopped) {
 		siginfo_t info;
 
-		ASSERT_EQ(0, kill(v.proc.pid, SIGSTOP));
-		ASSERT_EQ(0, waitid(P_PID, v.proc.pid, &info, WSTOPPED));
+		ASSERT_EQ(0, kill(v.pid, SIGSTOP));
+		ASSERT_EQ(0, waitid(P_PID, v.pid, &info, WSTOPPED));
 	}
 
-	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	usage = measure(&self->env);
 	EXPECT_LE(usage.charge, slack());
 	EXPECT_EQ(0, usage.cache);
 	EXPECT_EQ(0, usage.swap);
-	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v));
 	EXPECT_EQ(-1, wrong_page(self->env.fd, self->env.pages, 0));
 	forget(&v);
 }
@@ -708,7 +650,7 @@ TEST_F_TIMEOUT(dirty, no_byte_is_lost, TIMEOUT)
 	if (variant->writeback)
 		ASSERT_EQ(0, sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE));
 
-	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	usage = measure(&self->env);
 	if (variant->stay >= 0)
 		EXPECT_EQ(variant->stay, usage.cache);
@@ -718,7 +660,7 @@ TEST_F_TIMEOUT(dirty, no_byte_is_lost, TIMEOUT)
 	/* What had been dropped would be read from the disk, and be old. */
 	ASSERT_TRUE(put(AT_FDCWD, "/proc/sys/vm/drop_caches", "3"));
 	EXPECT_EQ(-1, wrong_page(fd, PAGES, variant->changed));
-	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v));
 	make_cold(_metadata, fd);
 	EXPECT_EQ(-1, wrong_page(fd, PAGES, variant->changed));
 	forget(&v);
@@ -808,9 +750,9 @@ TEST_F(only_copy, stays)
 	if (self->env.fd < 0 || ftruncate(self->env.fd, len))
 		SKIP(return, "there is none");
 	spawn(_metadata, &self->env, &spec, &v);
-	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_LE(measure(&self->env).charge, slack() + (long)len);
-	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v));
 
 	p = mmap(NULL, len, PROT_READ, MAP_SHARED, self->env.fd, 0);
 	ASSERT_NE(MAP_FAILED, p);
@@ -852,14 +794,14 @@ TEST_F(reap_kill, file_mapped_by_others)
 	spawn(_metadata, &self->env, &spec, &v);
 	check_used(_metadata, &self->env, &spec);
 
-	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_EQ(PAGES / 2, measure(&self->env).cache);
 	ASSERT_EQ(0, mincore(p, half, resident));
 	for (long i = 0; i < PAGES / 2; i++) {
 		ASSERT_EQ(1, resident[i] & 1);
 		ASSERT_TRUE(filled(p + i * psize(), i, 0));
 	}
-	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v));
 	EXPECT_EQ(-1, wrong_page(self->env.fd, PAGES, 0));
 	forget(&v);
 }
@@ -895,8 +837,8 @@ TEST_F_TIMEOUT(reap_kill, file_written_by_others, TIMEOUT)
 	}
 	for (int i = 0; i < 100; i++) {
 		spawn(_metadata, &self->env, &spec, &v);
-		ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
-		ASSERT_EQ(SIGKILL, bury(&v.proc));
+		ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
+		ASSERT_EQ(SIGKILL, bury(&v));
 		forget(&v);
 	}
 	EXPECT_EQ(0, waitpid(pid, &status, WNOHANG)) {
@@ -923,7 +865,7 @@ TEST_F(reap_kill, si_code)
 	EXPECT_TRUE(put(dir, "events/signal/signal_generate/filter", "sig == 9"));
 	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "1"));
 	spawn(_metadata, &self->env, &spec, &v);
-	EXPECT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "0"));
 
 	strcat(path, "/trace");
@@ -931,7 +873,7 @@ TEST_F(reap_kill, si_code)
 	while (trace && fgets(line, sizeof(line), trace)) {
 		p = strstr(line, "signal_generate: sig=9 ");
 		if (p && sscanf(p, "%*s sig=9 errno=0 code=%d comm=%*s pid=%d", &n, &pid) == 2 &&
-		    pid == v.proc.pid) {
+		    pid == v.pid) {
 			code = n;
 			count++;
 		}
@@ -943,195 +885,7 @@ TEST_F(reap_kill, si_code)
 	rmdir(path);
 	EXPECT_EQ(KILL_MRELEASE, code);
 	EXPECT_EQ(1, count);
-	EXPECT_EQ(SIGKILL, bury(&v.proc));
-	forget(&v);
-}
-
-TEST_F(reap_kill, oneself)
-{
-	int status;
-	pid_t pid;
-
-	pid = fork();
-	if (!pid) {
-		mrelease(pidfd_open(getpid()), PROCESS_MRELEASE_REAP_KILL);
-		_exit(0);
-	}
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_TRUE(WIFSIGNALED(status));
-	EXPECT_EQ(SIGKILL, WTERMSIG(status));
-}
-
-/* A process that is dead, and whose memory is now that of another one only. */
-TEST_F(reap_kill, memory_left_to_others)
-{
-	const struct spec spec = { .anon = PAGES, .file = PAGES, .sharer = CLONE_VM };
-	struct victim v;
-
-	spawn(_metadata, &self->env, &spec, &v);
-	become_zombie(_metadata, &v.sharer);
-	EXPECT_EQ(ESRCH, mrelease(v.sharer.pidfd, 0));
-	EXPECT_EQ(ESRCH, mrelease(v.sharer.pidfd, PROCESS_MRELEASE_REAP_KILL));
-	check_used(_metadata, &self->env, &spec);
-	EXPECT_TRUE(intact(&v.proc));
-	EXPECT_EQ(SIGKILL, bury(&v.sharer));
-	EXPECT_TRUE(intact(&v.proc));
-	forget(&v);
-}
-
-/*
- * All who share the memory die.
- */
-FIXTURE(sharers) {
-	struct env env;
-};
-
-FIXTURE_VARIANT(sharers) {
-	int flags;
-	bool sharer;		/* is the one that the pidfd names */
-};
-
-FIXTURE_VARIANT_ADD(sharers, clone_vm) {
-	.flags = CLONE_VM,
-};
-
-FIXTURE_VARIANT_ADD(sharers, vfork_parent) {
-	.flags = CLONE_VM | CLONE_VFORK,
-};
-
-FIXTURE_VARIANT_ADD(sharers, vfork_child) {
-	.flags = CLONE_VM | CLONE_VFORK,
-	.sharer = true,
-};
-
-FIXTURE_SETUP(sharers)
-{
-	set_up(_metadata, &self->env, true, PAGES);
-}
-
-FIXTURE_TEARDOWN(sharers)
-{
-	tear_down(&self->env);
-}
-
-TEST_F(sharers, all_die)
-{
-	const struct spec spec = { .anon = PAGES, .file = PAGES, .sharer = variant->flags };
-	struct usage usage;
-	struct victim v;
-
-	spawn(_metadata, &self->env, &spec, &v);
-	check_used(_metadata, &self->env, &spec);
-	ASSERT_EQ(0, mrelease(variant->sharer ? v.sharer.pidfd : v.proc.pidfd,
-			      PROCESS_MRELEASE_REAP_KILL));
-	usage = measure(&self->env);
-	EXPECT_LE(usage.charge, slack());
-	EXPECT_EQ(0, usage.cache);
-	EXPECT_EQ(SIGKILL, bury(&v.proc));
-	EXPECT_EQ(SIGKILL, bury(&v.sharer));
-	forget(&v);
-}
-
-/*
- * Who may kill: all of the sharers, or none.
- */
-FIXTURE(permission) {
-	struct env env;
-};
-
-FIXTURE_VARIANT(permission) {
-	struct spec spec;
-	void (*become)(int pidfd);	/* what the caller is */
-	int error;
-};
-
-static void become_nobody(int pidfd)
-{
-	if (setresuid(NOBODY, NOBODY, NOBODY))
-		_exit(255);
-}
-
-static void go_inside(int pidfd)
-{
-	int status;
-	pid_t pid;
-
-	if (setns(pidfd, CLONE_NEWPID))
-		_exit(255);
-	pid = fork();
-	if (pid)
-		_exit(waitpid(pid, &status, 0) == pid && WIFEXITED(status) ?
-		      WEXITSTATUS(status) : 255);
-}
-
-static void stay_outside(int pidfd)
-{
-}
-
-FIXTURE_VARIANT_ADD(permission, of_another_user) {
-	.spec = { .anon = PAGES },
-	.become = become_nobody,
-	.error = EPERM,
-};
-
-FIXTURE_VARIANT_ADD(permission, of_the_same_user) {
-	.spec = { .anon = PAGES, .uid = NOBODY },
-	.become = become_nobody,
-};
-
-FIXTURE_VARIANT_ADD(permission, shared_with_another_user) {
-	.spec = { .anon = PAGES, .uid = NOBODY, .sharer = CLONE_VM },
-	.become = become_nobody,
-	.error = EPERM,
-};
-
-FIXTURE_VARIANT_ADD(permission, init_from_inside) {
-	.spec = { .anon = PAGES, .clone_flags = CLONE_NEWPID },
-	.become = go_inside,
-	.error = EPERM,
-};
-
-FIXTURE_VARIANT_ADD(permission, init_from_outside) {
-	.spec = { .anon = PAGES, .clone_flags = CLONE_NEWPID },
-	.become = stay_outside,
-};
-
-FIXTURE_SETUP(permission)
-{
-	set_up(_metadata, &self->env, true, 0);
-}
-
-FIXTURE_TEARDOWN(permission)
-{
-	tear_down(&self->env);
-}
-
-TEST_F(permission, verdict)
-{
-	const struct spec *spec = &variant->spec;
-	struct usage usage;
-	struct victim v;
-	int status;
-	pid_t pid;
-
-	spawn(_metadata, &self->env, spec, &v);
-	pid = fork();
-	if (!pid) {
-		variant->become(v.proc.pidfd);
-		_exit(mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
-	}
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	usage = measure(&self->env);
-	ASSERT_TRUE(WIFEXITED(status));
-	EXPECT_EQ(variant->error, WEXITSTATUS(status));
-	if (variant->error) {
-		EXPECT_GE(usage.charge, spec->anon * psize());
-		EXPECT_TRUE(intact(&v.proc));
-		EXPECT_TRUE(!spec->sharer || intact(&v.sharer));
-	} else {
-		EXPECT_LE(usage.charge, slack());
-		EXPECT_EQ(SIGKILL, bury(&v.proc));
-	}
+	EXPECT_EQ(SIGKILL, bury(&v));
 	forget(&v);
 }
 
@@ -1171,14 +925,14 @@ FIXTURE_SETUP(pinned)
 		return;
 	spawn(_metadata, &self->env, &spec, &self->victim);
 	/* Where the test has it, the victim has it. */
-	pid = pin_memory(self->victim.proc.pid, &my);
+	pid = pin_memory(self->victim.pid, &my);
 	if (pid < 0) {
 		tear_down(&self->env);
 		SKIP(return, NO_PIN);
 	}
 	self->pid = pid;
 	if (variant->zombie)
-		become_zombie(_metadata, &self->victim.proc);
+		become_zombie(_metadata, &self->victim);
 	check_used(_metadata, &self->env, &spec);
 }
 
@@ -1191,7 +945,7 @@ FIXTURE_TEARDOWN(pinned)
 
 TEST_F(pinned, is_found)
 {
-	struct proc *p = &self->victim.proc;
+	struct victim *p = &self->victim;
 	struct usage usage;
 	int ret;
 
@@ -1300,11 +1054,11 @@ TEST_F_TIMEOUT(many, all_is_free, TIMEOUT)
 	for (int i = 0; i < variant->kills; i++) {
 		spawn(_metadata, &self->env, &spec, &v);
 		if (variant->signalled) {
-			ASSERT_EQ(0, kill(v.proc.pid, SIGKILL));
+			ASSERT_EQ(0, kill(v.pid, SIGKILL));
 			/* Any point of the exit, the end of it included */
 			usleep(i % 50 * 200);
 		}
-		ret = mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL);
+		ret = mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL);
 		usage = measure(&self->env);
 		/* The exit may be over, if somebody else began it. */
 		if (!variant->signalled || ret != ESRCH)
@@ -1314,7 +1068,7 @@ TEST_F_TIMEOUT(many, all_is_free, TIMEOUT)
 		}
 		if (!ret)
 			ASSERT_EQ(0, usage.cache) TH_LOG("in round %d", i);
-		ASSERT_EQ(SIGKILL, bury(&v.proc));
+		ASSERT_EQ(SIGKILL, bury(&v));
 		forget(&v);
 	}
 }
