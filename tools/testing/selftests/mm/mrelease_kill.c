@@ -66,6 +66,7 @@ static struct {
 	char *file;
 	long pages;		/* of the file */
 	int fd;
+	pid_t init;		/* of a PID namespace below */
 } my;
 
 /* A word of each page is enough: it is there or it is not. */
@@ -608,8 +609,20 @@ static void let_nobody_share(void)
 
 static void make_init(void)
 {
-	if (!syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0))
+	pid_t pid = syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+
+	if (!pid)
 		serve((void *)1);
+	my.init = pid;
+}
+
+/* With one who is down there, and no init. */
+static void share_with_one_below(void)
+{
+	make_init();
+	if (setns(pidfd_open(my.init), CLONE_NEWPID))
+		_exit(CANNOT);
+	run(serve, 2, SIGCHLD);
 }
 
 /* The caller goes on in a child, as it takes to change the PID namespace. */
@@ -847,8 +860,8 @@ FIXTURE_VARIANT_ADD(who_may, sharer_of_init_from_outside) {
 };
 
 FIXTURE_VARIANT_ADD(who_may, sharer_out_of_reach) {
-	.play = { .begin = share_with_init, .nr = 2, .flags = CLONE_NEWPID },
-	.named = 1,
+	.play = { .begin = share_with_one_below, .nr = 3 },
+	.named = 2,
 	.become = go_where_second_is,
 	.error = EPERM,
 };
