@@ -1702,7 +1702,7 @@ TEST_F_TIMEOUT(again, after_interrupted_call, TIMEOUT)
 			mrelease(procs[0].pidfd, PROCESS_MRELEASE_REAP_KILL);
 			_exit(0);
 		}
-		usleep(i % 40 * 250);
+		usleep(i % 10 * 1000);
 		kill(caller, SIGKILL);
 		ASSERT_EQ(caller, waitpid(caller, &status, 0));
 		interrupted += WIFSIGNALED(status);
@@ -1755,6 +1755,8 @@ FIXTURE_TEARDOWN(after_sigkill)
 
 TEST_F_TIMEOUT(after_sigkill, found_at_any_time, TIMEOUT)
 {
+	/* From before the victim knows of it until it is a zombie */
+	const unsigned int delays[] = { 0, 100, 300, 1000, 3000, 10000, 30000, 100000 };
 	const struct play play = { };
 	struct timespec begin;
 	struct usage usage;
@@ -1769,7 +1771,7 @@ TEST_F_TIMEOUT(after_sigkill, found_at_any_time, TIMEOUT)
 				SKIP(return, NO_PIN);
 		}
 		ASSERT_EQ(0, kill(procs[0].pid, SIGKILL));
-		usleep(i % 50 * 200);
+		usleep(delays[i % 8]);
 		result = mrelease(procs[0].pidfd, variant->flags);
 		usage = measure(&self->env);
 		/* If it is not found, there is nothing to be found. */
@@ -1795,9 +1797,28 @@ TEST_F_TIMEOUT(after_sigkill, found_at_any_time, TIMEOUT)
  */
 static cpu_set_t here, there;	/* the CPUs of the test and of the victim */
 
+/* Takes a while to be unmapped, so that somebody may come in between. */
+static void add_memory(void)
+{
+	size_t len = 4 * PAGES * psize();
+	char *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		       -1, 0);
+
+	if (p == MAP_FAILED)
+		_exit(1);
+	madvise(p, len, MADV_NOHUGEPAGE);
+	memset(p, 1, len);
+}
+
+/* Tells the test, by the same socket in all of its lives. */
 static void exec_again(const char *how)
 {
-	execl("/proc/self/exe", "mrelease_kill", how, NULL);
+	char sock[16];
+
+	add_memory();
+	snprintf(sock, sizeof(sock), "%d", procs[0].sock[1]);
+	if (write(procs[0].sock[1], "", 1) == 1)
+		execl("/proc/self/exe", "mrelease_kill", how, sock, NULL);
 	_exit(1);
 }
 
@@ -1835,8 +1856,9 @@ static int exec_with_sharer(void)
 }
 
 /* What such a program does in main(). */
-static void exec_main(const char *how)
+static void exec_main(const char *how, const char *sock)
 {
+	procs[0].sock[1] = atoi(sock);
 	fill_memory();
 	if (!strcmp(how, "exec"))
 		exec_leader();
@@ -2014,8 +2036,10 @@ TEST_F_TIMEOUT(race, all_is_free, TIMEOUT)
 	struct play play = { .cue = variant->cue, .cpus = &there };
 	struct timespec begin;
 	struct usage usage;
+	unsigned int delay = 100;
 	int cpu = 0, i;
 	long anon;
+	char c;
 
 	ASSERT_EQ(0, sched_getaffinity(0, sizeof(there), &there));
 	while (!CPU_ISSET(cpu, &there))
@@ -2034,7 +2058,11 @@ TEST_F_TIMEOUT(race, all_is_free, TIMEOUT)
 	for (i = 0; !seconds_are_over(&begin); i++) {
 		ASSERT_TRUE(start(_metadata, &self->env, &play));
 		ASSERT_TRUE(tell(&procs[0], CUE));
-		usleep(i % 25 * 400);
+		/* The moment before the first execve() */
+		if (variant->other_memory)
+			ASSERT_EQ(1, read(procs[0].sock[0], &c, 1));
+		usleep(delay);
+		delay = delay < 20000 ? delay + delay / 4 : 100;
 		ASSERT_EQ(0, mrelease(procs[0].pidfd, PROCESS_MRELEASE_REAP_KILL));
 		anon = anon_of(&self->env);
 		usage = measure(&self->env);
@@ -2054,7 +2082,7 @@ TEST_F_TIMEOUT(race, all_is_free, TIMEOUT)
 
 int main(int argc, char **argv)
 {
-	if (argc == 2 && !strncmp(argv[1], "exec", 4))
-		exec_main(argv[1]);
+	if (argc == 3 && !strncmp(argv[1], "exec", 4))
+		exec_main(argv[1], argv[2]);
 	return test_harness_run(argc, argv);
 }
