@@ -11,6 +11,9 @@ demo:		## base and series side by side: what one call frees
 check:		## all tests
 	@scripts/check
 
+unit:		## the unit tests, without a guest: a minute or two
+	@scripts/unit
+
 image:		## a kernel for the guest (VARIANT=base|series CONFIG=fast|debug)
 	@scripts/image
 
@@ -23,6 +26,12 @@ refresh:	## patches and our own files from the commits in build/linux
 series:		## build/mail: the series as mails (VERSION=)
 	@scripts/series-mail
 
+apply:		## the series on a kernel tree of yours, KDIR=/path/to/linux
+	@scripts/apply apply
+
+revert:		## and off it
+	@scripts/apply revert
+
 lint:		## shellcheck, checkpatch and the like
 	@scripts/lint
 
@@ -32,4 +41,4 @@ clean:		## remove what was built, but not build/linux
 distclean:	## remove build/ with what is not refreshed, and the cache
 	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"
 
-.PHONY: help demo check image tree refresh series lint clean distclean
+.PHONY: help demo check unit image tree refresh series apply revert lint clean distclean

@@ -7,10 +7,12 @@
 #include <linux/folio_batch.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
+#include <linux/mm_inline.h>
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
 #include <trace/events/filemap.h>
+#include <trace/events/mrelease.h>
 
 #include "internal.h"
 
@@ -51,6 +53,21 @@ bool mapping_evictable(struct address_space *mapping)
 }
 
 /*
+ * Folios that stand next to each other in a gather and in one file, at most as
+ * many as a node of the page cache's tree has. With all of them gone, a single
+ * store removes the node.
+ */
+struct run {
+	struct address_space *mapping;
+	bool evictable;
+	unsigned int nr;
+	struct folio *folios[XA_CHUNK_SIZE];
+	unsigned int refs[XA_CHUNK_SIZE];
+	unsigned long evicted;		/* pages, for who looks on */
+	unsigned int refused[NR_MRELEASE_REFUSALS];
+};
+
+/*
  * Buffers and other private data hold a reference, and a filesystem may want
  * to sleep or to take locks of its own when it lets go of them, so this
  * precedes the locked part. It needs no check of the reference count: giving
@@ -69,28 +86,32 @@ static void release_private(struct folio *folio)
 }
 
 /*
- * Lock a folio and take all its references away, if nobody but the page cache
- * and the caller has any. i_pages is locked.
+ * Take all references of a clean folio away, if nobody but the page cache and
+ * the caller has any. i_pages is locked.
  *
- * Whoever is about to map or to write the folio has looked it up, holds a
- * reference, and waits for the folio lock. After the freeze nobody can get a
- * reference, so it cannot become dirty any more; see __remove_mapping().
+ * Whoever maps, locks or writes the folio holds a reference, or else the folio
+ * is marked as locked for a read, or under writeback. After the freeze nobody
+ * can get a reference, so that none of this can begin any more, and the folio
+ * lock is not needed; see __remove_mapping() for the rest.
  */
-static bool freeze_clean_folio(struct folio *folio, unsigned int refs)
+static enum mrelease_refusal freeze_clean_folio(struct folio *folio,
+						unsigned int refs)
 {
+	const unsigned long busy = BIT(PG_locked) | BIT(PG_dirty) | BIT(PG_writeback);
 	const int expected = folio_nr_pages(folio) + refs;
+	unsigned long flags;
 
-	if (folio_mapped(folio) || folio_has_private(folio) ||
-	    !folio_trylock(folio))
-		return false;
-	if (folio_test_writeback(folio) || !folio_ref_freeze(folio, expected))
-		goto unlock;
-	if (likely(!folio_test_dirty(folio)))
-		return true;
+	if (folio_has_private(folio))
+		return MRELEASE_PRIVATE;
+	if (!folio_ref_freeze(folio, expected))
+		return MRELEASE_USED;
+	flags = READ_ONCE(folio->flags.f) & busy;
+	if (likely(!flags))
+		return MRELEASE_OK;
 	folio_ref_unfreeze(folio, expected);
-unlock:
-	folio_unlock(folio);
-	return false;
+
+	return flags & BIT(PG_writeback) ? MRELEASE_WRITEBACK :
+	       flags & BIT(PG_dirty) ? MRELEASE_DIRTY : MRELEASE_LOCKED;
 }
 
 /*
@@ -117,60 +138,45 @@ static void erase_pages(struct address_space *mapping, pgoff_t index,
 }
 
 /*
- * Evict folios that stand next to each other in a gather and in one file. This
- * is __filemap_remove_folio() for many small folios at a time: one round of
- * i_pages, one store for neighbours, one update of the counters for folios
- * with the same. Large ones are worth a call each.
+ * __filemap_remove_folio() for many small folios at a time: one store for
+ * neighbours, one update of the counters for folios with the same. Large ones
+ * are worth a call each. i_pages is locked.
  *
- * There is no need for the inode's i_lock. It orders the removal of the last
- * folio against adding the inode to its LRU, which is for inodes that nobody
- * uses.
- *
- * A reference that does not end in an eviction is dropped here, where the page
- * cache is known to hold another. Large folios and folios that are mapped
- * twice come in several pieces, perhaps through two gathers at the same time:
- * with the test and the drop under one lock, the last one to let go evicts.
- *
- * Returns the number of folios it looked at.
+ * Sets the folios that stay to NULL.
  */
-static unsigned int evict_run(struct address_space *mapping,
-			      struct folio **folios, unsigned int *refs,
-			      unsigned int max)
+static void erase_clean_folios(struct run *run)
 {
 	struct folio *first = NULL;
 	unsigned long count = 0;
 	pgoff_t start = 0;
 	long counted = 0;
-	unsigned int nr;
 
-	for (nr = 0; nr < max; nr++) {
-		if (folio_file_mapping(folios[nr]) != mapping)
-			break;
-		if (folio_has_private(folios[nr]))
-			release_private(folios[nr]);
-	}
+	for (unsigned int i = 0; i < run->nr; i++) {
+		struct folio *folio = run->folios[i];
+		enum mrelease_refusal refusal;
 
-	xa_lock_irq(&mapping->i_pages);
-	rcu_read_lock();
-	for (unsigned int i = 0; i < nr; i++) {
-		struct folio *folio = folios[i];
-
-		/* Truncated in the meantime: leave it to the caller. */
-		if (folio->mapping != mapping)
+		/* Truncated in the meantime: what is left is our reference. */
+		if (folio->mapping != run->mapping)
 			continue;
-		if (!freeze_clean_folio(folio, refs[i])) {
-			folio_ref_sub(folio, refs[i]);
-			folios[i] = NULL;
+		refusal = freeze_clean_folio(folio, run->refs[i]);
+		if (refusal) {
+			folio_ref_sub(folio, run->refs[i]);
+			run->folios[i] = NULL;
+			run->refused[refusal]++;
 			continue;
 		}
+		run->evicted += folio_nr_pages(folio);
 		if (folio_test_large(folio)) {
+			/* Only because it asks for that. It cannot fail now. */
+			folio_trylock(folio);
 			__filemap_remove_folio(folio, NULL);
+			folio_unlock(folio);
 			continue;
 		}
 
 		trace_mm_filemap_delete_from_page_cache(folio);
 		if (folio->index != start + count) {
-			erase_pages(mapping, start, count);
+			erase_pages(run->mapping, start, count);
 			start = folio->index;
 			count = 0;
 		}
@@ -185,45 +191,202 @@ static unsigned int evict_run(struct address_space *mapping,
 		counted++;
 		folio->mapping = NULL;
 	}
-	erase_pages(mapping, start, count);
+	erase_pages(run->mapping, start, count);
 	if (first)
 		lruvec_stat_mod_folio(first, NR_FILE_PAGES, -counted);
-	rcu_read_unlock();
+}
 
+/* Are these two counted in the same place, if they are in the same lruvec? */
+static bool same_lru(const struct folio *a, const struct folio *b)
+{
+	const unsigned long mask = LRU_GEN_MASK | BIT(PG_active) |
+				   BIT(PG_unevictable) | ZONES_MASK << ZONES_PGSHIFT;
+
+	return !((a->flags.f ^ b->flags.f) & mask);
+}
+
+/* The counting that lruvec_del_folio() does, for as many pages as @folio says. */
+static void uncount_lru(struct lruvec *lruvec, const struct folio *folio, long nr)
+{
+	enum lru_list lru = folio_lru_list(folio);
+	enum zone_type zone = folio_zonenum(folio);
+#ifdef CONFIG_LRU_GEN
+	int gen = folio_lru_gen(folio);
+
+	if (gen >= 0) {
+		long *pages = &lruvec->lrugen.nr_pages[gen][LRU_GEN_FILE][zone];
+
+		WRITE_ONCE(*pages, *pages - nr);
+		if (lru_gen_is_active(lruvec, gen))
+			lru = LRU_ACTIVE_FILE;
+		__update_lru_size(lruvec, lru, zone, -nr);
+		return;
+	}
+#endif
+	update_lru_size(lruvec, lru, zone, -nr);
+}
+
+/*
+ * lruvec_del_folio() for folios without references: neighbours are mostly
+ * counted in the same place, and there all at once.
+ */
+static void lru_del_folios(struct folio **folios, unsigned int nr)
+{
+	struct lruvec *lruvec = NULL;
+	unsigned long flags;
+
+	for (unsigned int i = 0, next; i < nr; i = next) {
+		struct folio *first = folios[i];
+		long pages = 0;
+
+		folio_lruvec_relock_irqsave(first, &lruvec, &flags);
+		for (next = i; next < nr; next++) {
+			if (!same_lru(first, folios[next]) ||
+			    !folio_matches_lruvec(folios[next], lruvec))
+				break;
+			pages += folio_nr_pages(folios[next]);
+		}
+		uncount_lru(lruvec, first, pages);
+		for (; i < next; i++) {
+			if (!folio_test_unevictable(folios[i]))
+				list_del(&folios[i]->lru);
+			folios[i]->flags.f &= ~LRU_GEN_MASK;
+			__folio_clear_lru_flags(folios[i]);
+		}
+	}
+	if (lruvec)
+		lruvec_unlock_irqrestore(lruvec, flags);
+}
+
+/* Free folios without references that nobody can find any more. */
+static void free_frozen_folios(struct folio **folios, unsigned int nr)
+{
+	struct folio_batch fbatch;
+
+	lru_del_folios(folios, nr);
+
+	folio_batch_init(&fbatch);
 	for (unsigned int i = 0; i < nr; i++) {
-		/* Only those that are frozen now. */
-		if (!folios[i] || folio_ref_count(folios[i]))
+		if (folio_batch_add(&fbatch, folios[i]) && i < nr - 1)
 			continue;
-		folio_unlock(folios[i]);
-		folio_ref_unfreeze(folios[i], refs[i]);
+		mem_cgroup_uncharge_folios(&fbatch);
+		free_unref_folios(&fbatch);
 	}
-	xa_unlock_irq(&mapping->i_pages);
-
-	return nr;
 }
 
-static void evict_file_folios(struct folio_batch *fbatch, unsigned int *refs)
+/*
+ * Evict and free what is in the run, as far as nobody else wants it.
+ *
+ * There is no need for the inode's i_lock. It orders the removal of the last
+ * folio against adding the inode to its LRU, which is for inodes that nobody
+ * uses.
+ *
+ * A reference that does not end in an eviction is dropped with i_pages locked,
+ * when the page cache is known to hold another. Large folios and folios that
+ * are mapped twice come in several pieces, perhaps through two gathers at the
+ * same time: with the test and the drop under one lock, the last one to let go
+ * evicts.
+ */
+static void evict_run(struct run *run)
 {
-	unsigned int i = 0;
+	unsigned int frozen = 0;
 
-	while (i < fbatch->nr) {
-		struct address_space *mapping;
+	if (!run->nr)
+		return;
 
-		mapping = folio_file_mapping(fbatch->folios[i]);
-		if (mapping && mapping_evictable(mapping))
-			i += evict_run(mapping, fbatch->folios + i, refs + i,
-				       fbatch->nr - i);
+	for (unsigned int i = 0; i < run->nr; i++) {
+		if (folio_has_private(run->folios[i]))
+			release_private(run->folios[i]);
+	}
+	run->evicted = 0;
+	memset(run->refused, 0, sizeof(run->refused));
+
+	xa_lock_irq(&run->mapping->i_pages);
+	rcu_read_lock();
+	erase_clean_folios(run);
+	rcu_read_unlock();
+	xa_unlock_irq(&run->mapping->i_pages);
+
+	for (unsigned int i = 0; i < run->nr; i++) {
+		struct folio *folio = run->folios[i];
+
+		if (!folio)
+			continue;
+		if (folio_ref_count(folio))
+			folio_put_refs(folio, run->refs[i]);
 		else
-			i++;
+			run->folios[frozen++] = folio;
 	}
+	free_frozen_folios(run->folios, frozen);
+	run->nr = 0;
+
+	count_vm_events(MRELEASE_EVICT, run->evicted);
+	trace_mrelease_evict(run->mapping, run->evicted, run->refused);
 }
 
-static void put_folios(struct folio_batch *fbatch, unsigned int *refs,
-		       bool evict)
+/* False if the folio is none that can be evicted. */
+static bool add_to_run(struct run *run, struct folio *folio, unsigned int refs)
 {
-	if (evict)
-		evict_file_folios(fbatch, refs);
-	folios_put_refs(fbatch, refs);
+	struct address_space *mapping = folio_file_mapping(folio);
+
+	if (!mapping)
+		return false;
+	if (mapping != run->mapping) {
+		evict_run(run);
+		run->mapping = mapping;
+		run->evictable = mapping_evictable(mapping);
+	}
+	if (!run->evictable)
+		return false;
+
+	/* Full, or the next node begins. A large folio has no need of that. */
+	if (run->nr == XA_CHUNK_SIZE ||
+	    (!folio_test_large(folio) && !(folio->index & XA_CHUNK_MASK)))
+		evict_run(run);
+	run->folios[run->nr] = folio;
+	run->refs[run->nr++] = refs;
+
+	return true;
+}
+
+/* With a run to collect in, file folios are evicted, if possible. */
+static __always_inline void free_entries(struct encoded_page **pages, int nr,
+					 struct run *run)
+{
+	struct folio_batch folios;
+	unsigned int refs[FOLIO_BATCH_SIZE];
+
+	folio_batch_init(&folios);
+	for (int i = 0; i < nr; i++) {
+		struct folio *folio = page_folio(encoded_page_ptr(pages[i]));
+		unsigned int folio_refs = 1;
+
+		if (unlikely(encoded_page_flags(pages[i]) &
+			     ENCODED_PAGE_BIT_NR_PAGES_NEXT))
+			folio_refs = encoded_nr_pages(pages[++i]);
+		if (run && add_to_run(run, folio, folio_refs))
+			continue;
+
+		free_swap_cache(folio);
+		refs[folios.nr] = folio_refs;
+		if (folio_batch_add(&folios, folio) == 0)
+			folios_put_refs(&folios, refs);
+	}
+	if (folios.nr)
+		folios_put_refs(&folios, refs);
+}
+
+static noinline void free_and_evict_entries(struct encoded_page **pages, int nr)
+{
+	struct run run;
+
+	run.mapping = NULL;
+	run.nr = 0;
+
+	/* Folios in a per-CPU batch carry a reference more: munlock, readahead */
+	lru_add_drain();
+	free_entries(pages, nr, &run);
+	evict_run(&run);
 }
 
 /**
@@ -246,26 +409,8 @@ static void put_folios(struct folio_batch *fbatch, unsigned int *refs,
  */
 void free_pages_and_caches(struct encoded_page **pages, int nr, bool evict)
 {
-	struct folio_batch folios;
-	unsigned int refs[FOLIO_BATCH_SIZE];
-
-	/* Folios in a per-CPU batch carry a reference more: munlock, readahead */
 	if (evict)
-		lru_add_drain();
-
-	folio_batch_init(&folios);
-	for (int i = 0; i < nr; i++) {
-		struct folio *folio = page_folio(encoded_page_ptr(pages[i]));
-
-		free_swap_cache(folio);
-		refs[folios.nr] = 1;
-		if (unlikely(encoded_page_flags(pages[i]) &
-			     ENCODED_PAGE_BIT_NR_PAGES_NEXT))
-			refs[folios.nr] = encoded_nr_pages(pages[++i]);
-
-		if (folio_batch_add(&folios, folio) == 0)
-			put_folios(&folios, refs, evict);
-	}
-	if (folios.nr)
-		put_folios(&folios, refs, evict);
+		free_and_evict_entries(pages, nr);
+	else
+		free_entries(pages, nr, NULL);
 }

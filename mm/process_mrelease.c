@@ -3,7 +3,9 @@
  * process_mrelease(): free the memory of a dying process before it does.
  */
 #include <linux/mm.h>
+#include <linux/mm_inline.h>
 #include <linux/oom.h>
+#include <linux/pagemap.h>
 #include <linux/pid.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -14,6 +16,9 @@
 #include <uapi/linux/mman.h>
 
 #include "internal.h"
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/mrelease.h>
 
 /**
  * remember_exit_mm - keep findable the mm that current is about to leave
@@ -195,8 +200,10 @@ static int reap_dying(struct task_struct *task)
 		task_unlock(p);
 	} else {
 		mm = grab_exit_mm(task);
-		if (!mm)
+		if (!mm) {
+			trace_mrelease_end(task, NULL, 0, -ESRCH);
 			return -ESRCH;
+		}
 		/* A vfork() child that is gone has left the memory to others */
 		if (mm_is_dying(mm))
 			reap = true;
@@ -207,6 +214,7 @@ static int reap_dying(struct task_struct *task)
 	if (!reap)
 		goto drop_mm;
 
+	trace_mrelease_start(task, mm, 0, 0);
 	if (mmap_read_lock_killable(mm)) {
 		ret = -EINTR;
 		goto drop_mm;
@@ -220,6 +228,7 @@ static int reap_dying(struct task_struct *task)
 	mmap_read_unlock(mm);
 
 drop_mm:
+	trace_mrelease_end(task, mm, 0, ret);
 	mmdrop(mm);
 	return ret;
 }
@@ -247,6 +256,10 @@ static int kill_user(struct task_struct *leader, struct mm_struct *mm)
 	if (p->mm == mm)
 		ret = kill_mrelease(leader, mm) ? 0 : -EPERM;
 	task_unlock(p);
+	if (!ret) {
+		count_vm_event(MRELEASE_KILL);
+		trace_mrelease_kill(leader, mm);
+	}
 
 	return ret;
 }
@@ -340,30 +353,63 @@ static int wait_for_gathers(struct mm_struct *mm)
 }
 
 /*
- * Has exit_mmap() begun to unmap when the mm, which has just been marked, was
- * not yet? It says that it does before it looks at the mark.
+ * Has somebody begun to unmap when the mm, which has just been marked, was not
+ * yet: a reaper without the flag or, if no thread used the mm any more,
+ * exit_mmap()? They say that they do before they look at the mark.
  */
-static bool exit_is_ahead(struct mm_struct *mm)
+static bool others_are_ahead(struct mm_struct *mm, bool left)
 {
-	/* First the mark, then this: exit_mmap() does the reverse. */
+	/* First the mark, then this: they do the reverse. */
 	smp_mb__after_atomic();
-	return !atomic_read(&mm->mm_users) &&
-	       (mm_flags_test(MMF_EXIT_UNMAP, mm) ||
-		mm_flags_test(MMF_OOM_SKIP, mm));
+	return mm_flags_test(MMF_UNSTABLE, mm) ||
+	       (left && !atomic_read(&mm->mm_users) &&
+		(mm_flags_test(MMF_EXIT_UNMAP, mm) ||
+		 mm_flags_test(MMF_OOM_SKIP, mm)));
+}
+
+/* Does anybody have pages that are in no page table any more? */
+static bool others_unmap(struct mm_struct *mm)
+{
+	if (!mm_flags_test(MMF_EXIT_UNMAP, mm))
+		return mm_tlb_flush_pending(mm);
+	/* One gather is that of the exit, which waits for us at last. */
+	return !mm_flags_test(MMF_OOM_SKIP, mm) || mm_tlb_flush_nested(mm);
+}
+
+/* Evict what is clean and unmapped in the part of a file that a VMA maps. */
+static void evict_file_range(struct vm_area_struct *vma)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	pgoff_t first = vma->vm_pgoff;
+	pgoff_t last = first + vma_pages(vma) - 1;
+	struct folio *folio;
+
+	/* A large folio may stand out at either end. */
+	folio = filemap_get_folio(mapping, first);
+	if (!IS_ERR(folio)) {
+		first = folio->index;
+		folio_put(folio);
+	}
+	folio = filemap_get_folio(mapping, last);
+	if (!IS_ERR(folio)) {
+		last = folio_next_index(folio) - 1;
+		folio_put(folio);
+	}
+	mapping_try_invalidate(mapping, first, last, NULL);
 }
 
 /*
- * An exit that was ahead of the mark has left file folios in the page cache,
- * and nothing but the VMAs tells which. Wait for its unmapping to be over.
- * What it still has in its batches it is going to evict, since it looks for
- * the mark again when we have unlocked the mm. The rest is unmapped by now.
+ * Those who were ahead of the mark have left file folios in the page cache, and
+ * nothing but the VMAs tells which. Wait for their unmapping to be over. What
+ * an exit still has in its batches it is going to evict, since it looks for the
+ * mark again when we have unlocked the mm. The rest is unmapped by now.
  */
-static int evict_behind_exit(struct mm_struct *mm)
+static int evict_behind_others(struct mm_struct *mm)
 {
 	VMA_ITERATOR(vmi, mm, 0);
 	struct vm_area_struct *vma;
 
-	while (!mm_flags_test(MMF_OOM_SKIP, mm)) {
+	while (others_unmap(mm)) {
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		schedule_timeout_uninterruptible(1);
@@ -374,10 +420,7 @@ static int evict_behind_exit(struct mm_struct *mm)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		if (vma->vm_file && mapping_evictable(vma->vm_file->f_mapping))
-			mapping_try_invalidate(vma->vm_file->f_mapping,
-					       vma->vm_pgoff,
-					       vma->vm_pgoff + vma_pages(vma) - 1,
-					       NULL);
+			evict_file_range(vma);
 	}
 	/* What the exit still has was just deactivated, by way of a batch. */
 	lru_add_drain();
@@ -386,8 +429,8 @@ static int evict_behind_exit(struct mm_struct *mm)
 }
 
 /*
- * Free all that a killed mm holds, and be sure that it is free. If exit_mmap()
- * is ahead, it may have come to its end: -ESRCH.
+ * Free all that a killed mm holds, and be sure that it is free. If others
+ * were ahead, exit_mmap() may have come to its end: -ESRCH.
  */
 static int reap_killed_mm(struct mm_struct *mm, bool ahead)
 {
@@ -400,7 +443,7 @@ static int reap_killed_mm(struct mm_struct *mm, bool ahead)
 	else if (!__oom_reap_task_mm(mm))
 		ret = -EAGAIN;
 	else if (ahead)
-		ret = evict_behind_exit(mm);
+		ret = evict_behind_others(mm);
 	mmap_read_unlock(mm);
 
 	return ret ?: wait_for_gathers(mm);
@@ -445,7 +488,7 @@ static int reap_old_mm(struct task_struct *victim, const struct mm_struct *done)
 		return 0;
 	if (mm != done && mm_is_dying(mm)) {
 		mm_flags_set(MMF_REAP_KILLED, mm);
-		ret = reap_killed_mm(mm, exit_is_ahead(mm));
+		ret = reap_killed_mm(mm, others_are_ahead(mm, true));
 	}
 	mmdrop(mm);
 
@@ -470,7 +513,7 @@ static int check_pidns(struct task_struct *task)
 static int reap_kill(struct task_struct *task)
 {
 	struct mm_struct *mm = NULL;
-	bool ahead = false;
+	bool left;
 	int ret;
 
 	ret = check_pidns(task);
@@ -484,24 +527,19 @@ static int reap_kill(struct task_struct *task)
 		mm = NULL;
 		cond_resched();
 	}
-	if (!mm) {
+	left = !mm;
+	if (left)
 		ret = claim_exit_mm(task, &mm);
-		ahead = !ret && exit_is_ahead(mm);
-	}
 	if (ret)
 		goto drop_mm;
 
-	/*
-	 * Folios in the batches of other CPUs, recently read or marked as
-	 * accessed, carry a reference that forbids to evict them.
-	 */
-	lru_add_drain_all();
-
-	ret = reap_killed_mm(mm, ahead);
+	trace_mrelease_start(task, mm, PROCESS_MRELEASE_REAP_KILL, 0);
+	ret = reap_killed_mm(mm, others_are_ahead(mm, left));
 	if (!ret)
 		ret = reap_old_mm(task, mm);
 
 drop_mm:
+	trace_mrelease_end(task, mm, PROCESS_MRELEASE_REAP_KILL, ret);
 	if (mm)
 		mmdrop(mm);
 	return ret;

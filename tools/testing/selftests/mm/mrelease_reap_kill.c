@@ -42,14 +42,25 @@ struct spec {
 	bool faulting;		/* the threads never stop to fault pages in */
 	int threads;
 	int cpu;		/* to run on, from 1 */
+	int sharer;		/* clone flags of another process with this memory */
 };
 
 /* A process that the test is the parent of, and talks to. */
-struct victim {
+struct proc {
 	pid_t pid;
 	int pidfd;
 	int sock;
+};
+
+struct victim {
+	struct proc proc;
+	struct proc sharer;
 	bool large;		/* has a folio of its file more than one page? */
+};
+
+struct hello {
+	pid_t pid;
+	bool large;
 };
 
 /* In the victim. */
@@ -57,7 +68,7 @@ static const struct spec *me;
 static struct {
 	char *anon;
 	char *file[2];
-	int sock;
+	int sock[2];
 } my;
 
 static bool is_large(char *addr)
@@ -161,20 +172,35 @@ static void *thread_main(void *unused)
 	return NULL;
 }
 
-/* Says what the test wants to know, and later whether its memory is intact. */
-static void serve(void)
+static void serve(int sock)
 {
-	char c = me->file && is_large(my.file[0]);
+	struct hello hello = {
+		.pid = getpid(),
+		.large = me->file && is_large(my.file[0]),
+	};
+	char c;
 
-	while (write(my.sock, &c, 1) == 1 && read(my.sock, &c, 1) == 1)
+	if (write(sock, &hello, sizeof(hello)) != sizeof(hello))
+		_exit(1);
+	while (read(sock, &c, 1) == 1) {
 		c = anon_intact();
+		if (write(sock, &c, 1) != 1)
+			break;
+	}
 	_exit(0);
+}
+
+static int sharer_main(void *unused)
+{
+	serve(my.sock[1]);
+	return 0;
 }
 
 static void victim_main(const struct spec *spec, int fd)
 {
 	pthread_t thread;
 	cpu_set_t cpus;
+	char *stack;
 
 	me = spec;
 	if (spec->cpu) {
@@ -190,40 +216,62 @@ static void victim_main(const struct spec *spec, int fd)
 		if (pthread_create(&thread, NULL, thread_main, NULL))
 			_exit(1);
 	}
-	serve();
+	stack = map(16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (spec->sharer && clone(sharer_main, stack + 16 * psize(),
+				  spec->sharer | CLONE_PARENT | SIGCHLD, NULL) < 0)
+		_exit(1);
+	serve(my.sock[0]);
+}
+
+static void greet(struct __test_metadata *_metadata, struct victim *v, struct proc *p)
+{
+	struct hello hello;
+
+	ASSERT_EQ(sizeof(hello), read(p->sock, &hello, sizeof(hello))) {
+		TH_LOG("The victim could not be set up");
+	}
+	v->large |= hello.large;
+	if (!p->pid) {
+		p->pid = hello.pid;
+		p->pidfd = pidfd_open(p->pid);
+	}
+	ASSERT_GE(p->pidfd, 0);
 }
 
 static void spawn(struct __test_metadata *_metadata, struct env *env,
 		  const struct spec *spec, struct victim *v)
 {
-	int sock[2];
-	char large;
+	int sock[2], sharer[2];
 	struct clone_args args = {
 		.flags = CLONE_PIDFD | CLONE_INTO_CGROUP,
-		.pidfd = (uintptr_t)&v->pidfd,
+		.pidfd = (uintptr_t)&v->proc.pidfd,
 		.exit_signal = SIGCHLD,
 		.cgroup = env->cgroup_fd,
 	};
 
 	memset(v, 0, sizeof(*v));
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
-	v->pid = syscall(__NR_clone3, &args, sizeof(args));
-	ASSERT_GE(v->pid, 0);
-	if (!v->pid) {
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sharer));
+	v->proc.pid = syscall(__NR_clone3, &args, sizeof(args));
+	ASSERT_GE(v->proc.pid, 0);
+	if (!v->proc.pid) {
 		close(sock[1]);
-		my.sock = sock[0];
+		close(sharer[1]);
+		my.sock[0] = sock[0];
+		my.sock[1] = sharer[0];
 		victim_main(spec, env->fd);
 	}
 	close(sock[0]);
-	v->sock = sock[1];
-	ASSERT_EQ(1, read(v->sock, &large, 1)) {
-		TH_LOG("The victim could not be set up");
-	}
-	v->large = large;
+	close(sharer[0]);
+	v->proc.sock = sock[1];
+	v->sharer.sock = sharer[1];
+	if (spec->sharer)
+		greet(_metadata, v, &v->sharer);
+	greet(_metadata, v, &v->proc);
 }
 
 /* Is it alive, and its memory what it was? */
-static bool intact(struct victim *p)
+static bool intact(struct proc *p)
 {
 	char c = 0;
 
@@ -232,7 +280,7 @@ static bool intact(struct victim *p)
 }
 
 /* The signal that a process died of, or -1. */
-static int bury(struct victim *p)
+static int bury(struct proc *p)
 {
 	int status;
 
@@ -243,12 +291,15 @@ static int bury(struct victim *p)
 
 static void forget(struct victim *v)
 {
-	close(v->pidfd);
-	close(v->sock);
+	close(v->proc.pidfd);
+	close(v->proc.sock);
+	close(v->sharer.sock);
+	if (v->sharer.pid)
+		close(v->sharer.pidfd);
 }
 
 /* All of the victim's threads have left the memory behind. */
-static void become_zombie(struct __test_metadata *_metadata, struct victim *p)
+static void become_zombie(struct __test_metadata *_metadata, struct proc *p)
 {
 	siginfo_t info;
 
@@ -388,9 +439,9 @@ FIXTURE_TEARDOWN(no_flag)
 
 TEST_F(no_flag, live_victim)
 {
-	EXPECT_EQ(EINVAL, mrelease(self->victim.pidfd, 0));
+	EXPECT_EQ(EINVAL, mrelease(self->victim.proc.pidfd, 0));
 	EXPECT_GE(measure(&self->env).charge, PAGES * psize());
-	EXPECT_TRUE(intact(&self->victim));
+	EXPECT_TRUE(intact(&self->victim.proc));
 }
 
 TEST_F(no_flag, killed_victim)
@@ -398,13 +449,13 @@ TEST_F(no_flag, killed_victim)
 	struct usage usage;
 	int ret;
 
-	ASSERT_EQ(0, kill(self->victim.pid, SIGKILL));
-	ret = mrelease(self->victim.pidfd, 0);
+	ASSERT_EQ(0, kill(self->victim.proc.pid, SIGKILL));
+	ret = mrelease(self->victim.proc.pidfd, 0);
 	usage = measure(&self->env);
 	/* Its exit may be over. */
 	if (ret != ESRCH)
 		EXPECT_EQ(0, ret);
-	EXPECT_EQ(SIGKILL, bury(&self->victim));
+	EXPECT_EQ(SIGKILL, bury(&self->victim.proc));
 	/* The page cache is not touched. */
 	EXPECT_EQ(PAGES, usage.cache);
 	EXPECT_EQ(PAGES, measure(&self->env).cache);
@@ -544,16 +595,16 @@ TEST_F_TIMEOUT(kill, all_is_free, TIMEOUT)
 	if (variant->stopped) {
 		siginfo_t info;
 
-		ASSERT_EQ(0, kill(v.pid, SIGSTOP));
-		ASSERT_EQ(0, waitid(P_PID, v.pid, &info, WSTOPPED));
+		ASSERT_EQ(0, kill(v.proc.pid, SIGSTOP));
+		ASSERT_EQ(0, waitid(P_PID, v.proc.pid, &info, WSTOPPED));
 	}
 
-	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	usage = measure(&self->env);
 	EXPECT_LE(usage.charge, slack());
 	EXPECT_EQ(0, usage.cache);
 	EXPECT_EQ(0, usage.swap);
-	EXPECT_EQ(SIGKILL, bury(&v));
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
 	EXPECT_EQ(-1, wrong_page(self->env.fd, self->env.pages, 0));
 	forget(&v);
 }
@@ -650,7 +701,7 @@ TEST_F_TIMEOUT(dirty, no_byte_is_lost, TIMEOUT)
 	if (variant->writeback)
 		ASSERT_EQ(0, sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE));
 
-	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	usage = measure(&self->env);
 	if (variant->stay >= 0)
 		EXPECT_EQ(variant->stay, usage.cache);
@@ -660,7 +711,7 @@ TEST_F_TIMEOUT(dirty, no_byte_is_lost, TIMEOUT)
 	/* What had been dropped would be read from the disk, and be old. */
 	ASSERT_TRUE(put(AT_FDCWD, "/proc/sys/vm/drop_caches", "3"));
 	EXPECT_EQ(-1, wrong_page(fd, PAGES, variant->changed));
-	EXPECT_EQ(SIGKILL, bury(&v));
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
 	make_cold(_metadata, fd);
 	EXPECT_EQ(-1, wrong_page(fd, PAGES, variant->changed));
 	forget(&v);
@@ -750,9 +801,9 @@ TEST_F(only_copy, stays)
 	if (self->env.fd < 0 || ftruncate(self->env.fd, len))
 		SKIP(return, "there is none");
 	spawn(_metadata, &self->env, &spec, &v);
-	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_LE(measure(&self->env).charge, slack() + (long)len);
-	EXPECT_EQ(SIGKILL, bury(&v));
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
 
 	p = mmap(NULL, len, PROT_READ, MAP_SHARED, self->env.fd, 0);
 	ASSERT_NE(MAP_FAILED, p);
@@ -794,14 +845,14 @@ TEST_F(reap_kill, file_mapped_by_others)
 	spawn(_metadata, &self->env, &spec, &v);
 	check_used(_metadata, &self->env, &spec);
 
-	ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_EQ(PAGES / 2, measure(&self->env).cache);
 	ASSERT_EQ(0, mincore(p, half, resident));
 	for (long i = 0; i < PAGES / 2; i++) {
 		ASSERT_EQ(1, resident[i] & 1);
 		ASSERT_TRUE(filled(p + i * psize(), i, 0));
 	}
-	EXPECT_EQ(SIGKILL, bury(&v));
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
 	EXPECT_EQ(-1, wrong_page(self->env.fd, PAGES, 0));
 	forget(&v);
 }
@@ -837,8 +888,8 @@ TEST_F_TIMEOUT(reap_kill, file_written_by_others, TIMEOUT)
 	}
 	for (int i = 0; i < 100; i++) {
 		spawn(_metadata, &self->env, &spec, &v);
-		ASSERT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
-		ASSERT_EQ(SIGKILL, bury(&v));
+		ASSERT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+		ASSERT_EQ(SIGKILL, bury(&v.proc));
 		forget(&v);
 	}
 	EXPECT_EQ(0, waitpid(pid, &status, WNOHANG)) {
@@ -848,44 +899,167 @@ TEST_F_TIMEOUT(reap_kill, file_written_by_others, TIMEOUT)
 	waitpid(pid, NULL, 0);
 }
 
+/* What a trace instance of one's own has recorded. */
+struct trace {
+	char path[64];
+	int dir;
+	FILE *lines;
+};
+
+static bool open_trace(struct trace *trace)
+{
+	snprintf(trace->path, sizeof(trace->path),
+		 "/sys/kernel/tracing/instances/mrelease.%d", getpid());
+	if (mkdir(trace->path, 0700))
+		return false;
+	trace->dir = open(trace->path, O_PATH | O_CLOEXEC);
+	return true;
+}
+
+/* The next line that has these words, from there on. */
+static char *traced(struct trace *trace, const char *words, char *line, size_t size)
+{
+	char *p;
+
+	if (!trace->lines)
+		trace->lines = fdopen(openat(trace->dir, "trace", O_RDONLY), "r");
+	while (trace->lines && fgets(line, size, trace->lines)) {
+		p = strstr(line, words);
+		if (p)
+			return p;
+	}
+	if (trace->lines)
+		rewind(trace->lines);
+	return NULL;
+}
+
+/* name=number in such a line. */
+static long field(const char *line, const char *name)
+{
+	size_t len = strlen(name);
+
+	while ((line = strstr(line, name))) {
+		if (line[-1] == ' ' && line[len] == '=')
+			return atol(line + len + 1);
+		line += len;
+	}
+	return -1;
+}
+
+static void close_trace(struct trace *trace)
+{
+	if (trace->lines)
+		fclose(trace->lines);
+	close(trace->dir);
+	rmdir(trace->path);
+}
+
 /* The signal says who sent it, and is the only one. */
 TEST_F(reap_kill, si_code)
 {
-	static const char base[] = "/sys/kernel/tracing/instances";
 	const struct spec spec = { .anon = PAGES };
-	int dir, code = -1, count = 0, pid, n;
-	char path[64], line[512], *p;
+	struct trace trace = { };
+	int code = -1, count = 0;
+	char line[512], *p;
 	struct victim v;
-	FILE *trace;
 
-	snprintf(path, sizeof(path), "%s/mrelease.%d", base, getpid());
-	if (mkdir(path, 0700))
-		SKIP(return, "no trace instances in %s", base);
-	dir = open(path, O_PATH);
-	EXPECT_TRUE(put(dir, "events/signal/signal_generate/filter", "sig == 9"));
-	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "1"));
+	if (!open_trace(&trace))
+		SKIP(return, "no trace instances in tracefs");
+	EXPECT_TRUE(put(trace.dir, "events/signal/signal_generate/filter", "sig == 9"));
+	EXPECT_TRUE(put(trace.dir, "events/signal/signal_generate/enable", "1"));
 	spawn(_metadata, &self->env, &spec, &v);
-	EXPECT_EQ(0, mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL));
-	EXPECT_TRUE(put(dir, "events/signal/signal_generate/enable", "0"));
+	EXPECT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_TRUE(put(trace.dir, "events/signal/signal_generate/enable", "0"));
 
-	strcat(path, "/trace");
-	trace = fopen(path, "r");
-	while (trace && fgets(line, sizeof(line), trace)) {
-		p = strstr(line, "signal_generate: sig=9 ");
-		if (p && sscanf(p, "%*s sig=9 errno=0 code=%d comm=%*s pid=%d", &n, &pid) == 2 &&
-		    pid == v.pid) {
-			code = n;
+	while ((p = traced(&trace, "signal_generate: sig=9 ", line, sizeof(line)))) {
+		if (field(p, "pid") == v.proc.pid) {
+			code = field(p, "code");
 			count++;
 		}
 	}
-	if (trace)
-		fclose(trace);
-	close(dir);
-	*strrchr(path, '/') = 0;
-	rmdir(path);
+	close_trace(&trace);
 	EXPECT_EQ(KILL_MRELEASE, code);
 	EXPECT_EQ(1, count);
-	EXPECT_EQ(SIGKILL, bury(&v));
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	forget(&v);
+}
+
+static long counter(const char *name)
+{
+	FILE *vmstat = fopen("/proc/vmstat", "r");
+	long value, found = -1;
+	char key[64];
+
+	while (vmstat && fscanf(vmstat, "%63s %ld", key, &value) == 2) {
+		if (!strcmp(key, name))
+			found = value;
+	}
+	if (vmstat)
+		fclose(vmstat);
+	return found;
+}
+
+/* Who watches is told who died, what was freed, and what had to stay, and why. */
+TEST_F_TIMEOUT(reap_kill, is_seen, TIMEOUT)
+{
+	const struct spec spec = {
+		.anon = PAGES, .file = PAGES, .advice = MADV_RANDOM,
+		.prot = PROT_READ | PROT_WRITE, .dirty = 8, .sharer = CLONE_VM,
+	};
+	static const char * const reasons[] = {
+		"private", "used", "locked", "dirty", "writeback"
+	};
+	long kills = counter("mrelease_kill"), evictions = counter("mrelease_evict");
+	long evicted = 0, refused = 0, cache;
+	struct trace trace = { };
+	char line[512], *p;
+	struct victim v;
+	int deaths = 0;
+
+	if (!open_trace(&trace))
+		SKIP(return, "no trace instances in tracefs");
+	ASSERT_GE(kills, 0);
+	ASSERT_GE(evictions, 0);
+	spawn(_metadata, &self->env, &spec, &v);
+	cache = cached(self->env.fd);
+	EXPECT_TRUE(put(trace.dir, "events/mrelease/enable", "1"));
+	EXPECT_EQ(0, mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_TRUE(put(trace.dir, "events/mrelease/enable", "0"));
+	cache -= cached(self->env.fd);
+	EXPECT_EQ(kills + 2, counter("mrelease_kill"));
+	EXPECT_LE(evictions + cache, counter("mrelease_evict"));
+
+	while ((p = traced(&trace, "mrelease_kill: ", line, sizeof(line))))
+		deaths += field(p, "pid") == v.proc.pid || field(p, "pid") == v.sharer.pid;
+	EXPECT_EQ(2, deaths);
+
+	p = traced(&trace, "mrelease_start: ", line, sizeof(line));
+	ASSERT_NE(NULL, p);
+	EXPECT_EQ(v.proc.pid, field(p, "pid"));
+	EXPECT_LE(PAGES, field(p, "anon"));
+	EXPECT_LE(PAGES, field(p, "file"));
+	rewind(trace.lines);
+
+	/* Its program's file is among them. */
+	while ((p = traced(&trace, "mrelease_evict: ", line, sizeof(line)))) {
+		evicted += field(p, "evicted");
+		for (int i = 0; i < 5; i++)
+			refused += field(p, reasons[i]);
+	}
+	EXPECT_LE(cache, evicted);
+	EXPECT_LE(PAGES / 8, refused);
+
+	p = traced(&trace, "mrelease_end: ", line, sizeof(line));
+	ASSERT_NE(NULL, p);
+	EXPECT_EQ(v.proc.pid, field(p, "pid"));
+	EXPECT_EQ(0, field(p, "anon"));
+	EXPECT_EQ(0, field(p, "file"));
+	EXPECT_EQ(0, field(p, "swap"));
+	EXPECT_EQ(0, field(p, "ret"));
+
+	close_trace(&trace);
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v.sharer));
 	forget(&v);
 }
 
@@ -925,14 +1099,14 @@ FIXTURE_SETUP(pinned)
 		return;
 	spawn(_metadata, &self->env, &spec, &self->victim);
 	/* Where the test has it, the victim has it. */
-	pid = pin_memory(self->victim.pid, &my);
+	pid = pin_memory(self->victim.proc.pid, &my);
 	if (pid < 0) {
 		tear_down(&self->env);
 		SKIP(return, NO_PIN);
 	}
 	self->pid = pid;
 	if (variant->zombie)
-		become_zombie(_metadata, &self->victim);
+		become_zombie(_metadata, &self->victim.proc);
 	check_used(_metadata, &self->env, &spec);
 }
 
@@ -945,7 +1119,7 @@ FIXTURE_TEARDOWN(pinned)
 
 TEST_F(pinned, is_found)
 {
-	struct victim *p = &self->victim;
+	struct proc *p = &self->victim.proc;
 	struct usage usage;
 	int ret;
 
@@ -1054,11 +1228,11 @@ TEST_F_TIMEOUT(many, all_is_free, TIMEOUT)
 	for (int i = 0; i < variant->kills; i++) {
 		spawn(_metadata, &self->env, &spec, &v);
 		if (variant->signalled) {
-			ASSERT_EQ(0, kill(v.pid, SIGKILL));
+			ASSERT_EQ(0, kill(v.proc.pid, SIGKILL));
 			/* Any point of the exit, the end of it included */
 			usleep(i % 50 * 200);
 		}
-		ret = mrelease(v.pidfd, PROCESS_MRELEASE_REAP_KILL);
+		ret = mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL);
 		usage = measure(&self->env);
 		/* The exit may be over, if somebody else began it. */
 		if (!variant->signalled || ret != ESRCH)
@@ -1068,7 +1242,7 @@ TEST_F_TIMEOUT(many, all_is_free, TIMEOUT)
 		}
 		if (!ret)
 			ASSERT_EQ(0, usage.cache) TH_LOG("in round %d", i);
-		ASSERT_EQ(SIGKILL, bury(&v));
+		ASSERT_EQ(SIGKILL, bury(&v.proc));
 		forget(&v);
 	}
 }
