@@ -5,6 +5,9 @@
 help:		## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
+bench:		## what it costs, base against series: report.html, summary.md (ROW=)
+	@bench/run
+
 demo:		## base and series side by side: what one call frees
 	@demo/run
 
@@ -41,4 +44,4 @@ clean:		## remove what was built, but not build/linux
 distclean:	## remove build/ with what is not refreshed, and the cache
 	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"
 
-.PHONY: help demo check unit image tree refresh series apply revert lint clean distclean
+.PHONY: help demo check bench unit image tree refresh series apply revert lint clean distclean

@@ -1,0 +1,1033 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Runs in the guest: one subcommand for each row of bench/run. Lines of CSV on
+ * standard output: what was measured on what, and its value.
+ *
+ * Guest time is a count of instructions for some; then the victim does nothing
+ * before the last call has returned.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <linux/fs.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysinfo.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef __NR_process_mrelease
+#define __NR_process_mrelease	448
+#endif
+#ifndef __NR_cachestat
+#define __NR_cachestat		451
+#endif
+#ifndef PROCESS_MRELEASE_REAP_KILL
+#define PROCESS_MRELEASE_REAP_KILL (1 << 0)
+#endif
+
+#define KIB		(1UL << 10)
+#define MIB		(1UL << 20)
+#define PAGE		4096UL
+#define NS_PER_INSN	2		/* guest/run --icount */
+#define GROUP		"/sys/fs/cgroup/victim"
+
+/*
+ * Folios of a file are small or large. They come into the page cache by the
+ * victim's page faults (FRESH), or they have been accessed before, as when a
+ * program is started for the second time: then a second access, which is what
+ * the base takes unmapping for, moves them between the LRU lists.
+ */
+enum kind { ANON, HUGE, SMALL, FRESH, LARGE, KINDS };
+enum way { LMKD, ONE_CALL };
+
+static const char *const kind_name[] = { "anon", "huge", "small", "fresh", "large" };
+static const char *const way_name[] = { "lmkd", "one" };
+
+/* Bytes of each kind that a victim holds. */
+struct victim {
+	size_t size[KINDS];
+	pid_t pid;
+	int pidfd;
+};
+
+static bool has_flag;
+/* Of the small and of the large folios. */
+static int file[KINDS] = { -1, -1, -1, -1, -1 };
+
+__attribute__((format(printf, 1, 2), noreturn))
+static void die(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, ": %m\n");
+	exit(1);
+}
+
+#define check(call) ({						\
+	long ret_ = (long)(call);				\
+								\
+	if (ret_ < 0)						\
+		die("%s:%d: %s", __FILE__, __LINE__, #call);	\
+	ret_; })
+
+__attribute__((format(printf, 3, 4)))
+static void result(const char *subject, const char *measure, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	printf("%s,%s,", subject, measure);
+	vprintf(fmt, ap);
+	putchar('\n');
+	va_end(ap);
+	fflush(stdout);
+}
+
+static long now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000L + ts.tv_nsec;
+}
+
+static void set(const char *path, const char *text)
+{
+	int fd = check(open(path, O_WRONLY | O_CLOEXEC));
+
+	if (write(fd, text, strlen(text)) < 0)
+		die("%s", path);
+	close(fd);
+}
+
+/* The number that comes after a word in a file of /proc, the nth one. */
+static long number(const char *path, const char *word, int nth)
+{
+	static char buf[1 << 16];
+	int fd = check(open(path, O_RDONLY | O_CLOEXEC));
+	ssize_t len = check(read(fd, buf, sizeof(buf) - 1));
+	char *p;
+
+	close(fd);
+	buf[len] = 0;
+	p = strstr(buf, word);
+	if (!p)
+		die("no %s in %s", word, path);
+	p += strlen(word);
+	while (nth--)
+		strtol(p, &p, 10);
+	return strtol(p, NULL, 10);
+}
+
+static int mrelease(int pidfd, unsigned int flags)
+{
+	return syscall(__NR_process_mrelease, pidfd, flags);
+}
+
+/* As LMKD does it for all threads of the victim, to have it leave early. */
+static void hurry(pid_t pid)
+{
+	struct dirent *entry;
+	cpu_set_t all;
+	char path[32];
+	DIR *dir;
+
+	memset(&all, 0xff, sizeof(all));
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	if (!dir)
+		return;
+	while ((entry = readdir(dir))) {
+		pid_t tid = atoi(entry->d_name);
+
+		if (tid > 0) {
+			sched_setaffinity(tid, sizeof(all), &all);
+			setpriority(PRIO_PROCESS, tid, -20);
+		}
+	}
+	closedir(dir);
+}
+
+/*
+ * Returns the errno of the last call. In LMKD's way it can be ESRCH, where the
+ * victim is not frozen.
+ */
+static int kill_it(enum way way, const struct victim *v, bool frozen)
+{
+	if (way == ONE_CALL)
+		return check(mrelease(v->pidfd, PROCESS_MRELEASE_REAP_KILL));
+	check(syscall(SYS_pidfd_send_signal, v->pidfd, SIGKILL, NULL, 0));
+	if (frozen)
+		return check(mrelease(v->pidfd, 0));
+	hurry(v->pid);
+	return mrelease(v->pidfd, 0) ? errno : 0;
+}
+
+/* Files */
+
+static size_t cached(int fd)
+{
+	struct { uint64_t off, len; } range = { 0, 0 };
+	struct { uint64_t cache, dirty, writeback, evicted, recent; } cs;
+
+	check(syscall(__NR_cachestat, fd, &range, &cs, 0));
+	return cs.cache * PAGE;
+}
+
+static void drop(int fd)
+{
+	for (int tries = 0; cached(fd); tries++) {
+		if (tries == 100) {
+			errno = EBUSY;
+			die("a file stays in the page cache");
+		}
+		if (tries)
+			usleep(20000);
+		check(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED));
+	}
+}
+
+/*
+ * Data, or a hole, which is as good: a folio that is full of it has no buffers
+ * either. Reading page by page from the emulated disk takes long.
+ */
+static int make_file(const char *path, size_t size, bool hole)
+{
+	static char buf[MIB];
+	int fd = check(open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+
+	memset(buf, 0xa5, sizeof(buf));
+	check(ftruncate(fd, size));
+	for (size_t done = 0; !hole && done < size; done += sizeof(buf))
+		if (check(write(fd, buf, sizeof(buf))) != sizeof(buf))
+			die("%s", path);
+	check(fsync(fd));
+	close(fd);
+	fd = check(open(path, O_RDONLY | O_CLOEXEC));
+	drop(fd);
+	return fd;
+}
+
+static void make_files(const struct victim *v)
+{
+	char path[32];
+
+	/* The default, 128 KiB, makes folios of three pages. */
+	set("/sys/block/vda/queue/read_ahead_kb", "512");
+	for (enum kind k = SMALL; k <= LARGE; k++) {
+		if (file[k] >= 0 || !v->size[k])
+			continue;
+		snprintf(path, sizeof(path), "/mnt/%s", kind_name[k]);
+		file[k] = make_file(path, v->size[k], k != LARGE);
+	}
+	/* No readahead, no folios larger than what is asked for. */
+	if (file[SMALL] >= 0)
+		check(posix_fadvise(file[SMALL], 0, 0, POSIX_FADV_RANDOM));
+}
+
+/* Victims */
+
+static void *map(enum kind k, size_t size)
+{
+	static const int advice[] = { MADV_NOHUGEPAGE, MADV_HUGEPAGE, MADV_NORMAL,
+				      MADV_RANDOM, MADV_NORMAL };
+	char byte;
+	volatile char *p;
+
+	if (k >= SMALL)
+		p = mmap(NULL, size, PROT_READ, MAP_SHARED, file[k], 0);
+	else
+		p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		die("mmap");
+	check(madvise((void *)p, size, advice[k]));
+	for (size_t i = 0; i < size; i += PAGE) {
+		if (k == SMALL)
+			check(pread(file[k], &byte, 1, i));
+		if (k >= SMALL)
+			(void)p[i];
+		else
+			p[i] = 1;
+	}
+	if (k == FRESH)
+		check(madvise((void *)p, size, MADV_NORMAL));
+	return (void *)p;
+}
+
+/* The number of folios that are mapped there. */
+static size_t folios(char *p, size_t size)
+{
+	int map = check(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+	int flags = check(open("/proc/kpageflags", O_RDONLY | O_CLOEXEC));
+	size_t sum = 0;
+
+	for (size_t i = 0; i < size; i += PAGE) {
+		uint64_t page, flag;
+
+		check(pread(map, &page, 8, (size_t)(p + i) / PAGE * 8));
+		check(pread(flags, &flag, 8, (page & ((1UL << 55) - 1)) * 8));
+		sum += !(flag >> 16 & 1);	/* KPF_COMPOUND_TAIL */
+	}
+	close(map);
+	close(flags);
+	return sum;
+}
+
+static bool told(int fd)
+{
+	char byte;
+
+	return check(read(fd, &byte, 1)) == 1;
+}
+
+static void thaw(bool thaw)
+{
+	int fd = check(open("/mnt", O_RDONLY | O_CLOEXEC));
+
+	check(ioctl(fd, thaw ? FITHAW : FIFREEZE, 0));
+	close(fd);
+}
+
+/*
+ * freeze: it will wait, beyond the reach of signals, for the file system to be
+ * thawed, and the caller has to do all the work.
+ */
+static void start(struct victim *v, bool freeze)
+{
+	int ready[2], go[2];
+
+	make_files(v);
+	check(pipe2(ready, O_CLOEXEC));
+	check(pipe2(go, O_CLOEXEC));
+	v->pid = check(fork());
+	if (!v->pid) {
+		set(GROUP "/cgroup.procs", "0");
+		check(setpriority(PRIO_PROCESS, 0, 0));
+		for (enum kind k = 0; k < KINDS; k++)
+			if (v->size[k])
+				map(k, v->size[k]);
+		check(write(ready[1], "", 1));
+		told(go[0]);
+		if (freeze)
+			check(utimensat(AT_FDCWD, "/mnt", NULL, 0));
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	close(go[0]);
+	if (!told(ready[0]))
+		die("the victim did not get ready");
+	close(ready[0]);
+	if (freeze)
+		thaw(false);
+	check(write(go[1], "", 1));
+	close(go[1]);
+	v->pidfd = check(syscall(SYS_pidfd_open, v->pid, 0));
+	/* Let it go to sleep, and the counters settle. */
+	usleep(100000);
+}
+
+static void wait_for(struct victim *v)
+{
+	int status;
+
+	check(waitpid(v->pid, &status, 0));
+	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+		die("a victim ended by itself, %#x", status);
+	close(v->pidfd);
+}
+
+static void drop_all(void)
+{
+	for (enum kind k = SMALL; k < KINDS; k++)
+		if (file[k] >= 0)
+			drop(file[k]);
+}
+
+static void bury(struct victim *v)
+{
+	wait_for(v);
+	drop_all();
+}
+
+/* Let a frozen victim go, and make sure that it was. */
+static void let_go(const struct victim *v)
+{
+	siginfo_t info = { 0 };
+
+	check(waitid(P_PID, v->pid, &info, WEXITED | WNOHANG | WNOWAIT));
+	if (info.si_pid)
+		die("the victim came to run");
+	thaw(true);
+}
+
+/*
+ * kill KIND MIB REPETITIONS: instructions of the calls on so much of a kind. On
+ * each kernel in one way only, for what came before shows, in the allocators.
+ */
+static void cmd_kill(char **arg)
+{
+	const enum way way = has_flag ? ONE_CALL : LMKD;
+	struct victim v = { 0 };
+	enum kind k = 0;
+	char name[32];
+
+	while (strcmp(kind_name[k], arg[0]))
+		if (++k == KINDS)
+			die("no kind %s", arg[0]);
+	v.size[k] = atol(arg[1]) * MIB;
+	snprintf(name, sizeof(name), "%s %s", kind_name[k], arg[1]);
+	make_files(&v);
+	if (!fork()) {
+		/* A part of it will do. */
+		const size_t part = v.size[k] < 16 * MIB ? v.size[k] : 16 * MIB;
+
+		result(name, "pages per folio", "%.2f",
+		       (double)part / PAGE / folios(map(k, part), part));
+		_exit(0);
+	}
+	wait(NULL);
+	if (k >= SMALL)
+		drop(file[k]);
+	for (int i = 0; i < atoi(arg[2]); i++) {
+		long begin, end, left;
+
+		start(&v, true);
+		begin = now_ns();
+		kill_it(way, &v, true);
+		end = now_ns();
+		result(name, way_name[way], "%ld", (end - begin) / NS_PER_INSN);
+		if (k >= SMALL) {
+			left = cached(file[k]);
+			result(name, "left %", "%.1f", 100.0 * left / v.size[k]);
+			if (left && way == LMKD) {
+				begin += now_ns() - end;
+				check(posix_fadvise(file[k], 0, 0, POSIX_FADV_DONTNEED));
+				end = now_ns();
+				result(name, "lmkd+fadvise", "%ld", (end - begin) / NS_PER_INSN);
+				if (cached(file[k]))
+					die("not all has been dropped");
+			}
+		}
+		let_go(&v);
+		bury(&v);
+	}
+}
+
+/* ordinary REPETITIONS: instructions of what has no business with all this. */
+
+static void *two[2];
+
+static void map_two(size_t size)
+{
+	two[0] = map(ANON, size);
+	two[1] = map(SMALL, size);
+}
+
+/* A child that holds as much and waits for a byte. */
+static pid_t wait_with(size_t size, int *tell)
+{
+	int go[2], ready[2];
+	pid_t pid;
+
+	check(pipe2(go, O_CLOEXEC));
+	check(pipe2(ready, O_CLOEXEC));
+	pid = check(fork());
+	if (!pid) {
+		close(go[1]);
+		map_two(size);
+		check(write(ready[1], "", 1));
+		told(go[0]);
+		_exit(0);
+	}
+	close(go[0]);
+	close(ready[1]);
+	told(ready[0]);
+	close(ready[0]);
+	*tell = go[1];
+	/* Until it sleeps. */
+	usleep(10000);
+	return pid;
+}
+
+static void cmd_ordinary(char **arg)
+{
+	const size_t size = 8 * MIB;
+	struct victim v = { .size[ANON] = size, .size[SMALL] = size };
+	long begin;
+	pid_t pid;
+	int tell;
+
+	set("/proc/sys/kernel/printk", "1");
+	set("/proc/sys/vm/oom_dump_tasks", "0");
+	make_files(&v);
+	for (int i = 0; i < atoi(arg[0]); i++) {
+		pid = wait_with(size, &tell);
+		begin = now_ns();
+		close(tell);
+		check(waitpid(pid, NULL, 0));
+		result("exit", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+
+		map_two(size);
+		begin = now_ns();
+		for (int j = 0; j < 2; j++)
+			check(madvise(two[j], size, MADV_DONTNEED));
+		result("MADV_DONTNEED", "instructions", "%ld",
+		       (now_ns() - begin) / NS_PER_INSN);
+		for (int j = 0; j < 2; j++)
+			check(munmap(two[j], size));
+
+		map_two(size);
+		begin = now_ns();
+		for (int j = 0; j < 2; j++)
+			check(munmap(two[j], size));
+		result("munmap", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+
+		/* Short, and the state of the allocators shows. */
+		begin = now_ns();
+		for (int j = 0; j < 50; j++) {
+			pid = check(fork());
+			if (!pid) {
+				execl("/proc/self/exe", "bench", "true", NULL);
+				_exit(1);
+			}
+			check(waitpid(pid, NULL, 0));
+		}
+		result("fork+exec+exit", "instructions", "%ld",
+		       (now_ns() - begin) / 50 / NS_PER_INSN);
+
+		/* The kernel kills the largest, for no other reason. */
+		pid = wait_with(size, &tell);
+		begin = now_ns();
+		set("/proc/sysrq-trigger", "f");
+		check(waitpid(pid, &tell, 0));
+		result("OOM kill", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+		if (!WIFSIGNALED(tell))
+			die("there was no OOM kill");
+
+		start(&v, true);
+		begin = now_ns();
+		kill_it(LMKD, &v, true);
+		result("process_mrelease(0)", "instructions", "%ld",
+		       (now_ns() - begin) / NS_PER_INSN);
+		let_go(&v);
+		wait_for(&v);
+	}
+}
+
+/* Memory that a group is charged for: exact to 512 KiB. */
+static long charged(void)
+{
+	static int fd = -1;
+	char buf[32] = "";
+
+	if (fd < 0)
+		fd = check(open(GROUP "/memory.current", O_RDONLY | O_CLOEXEC));
+	check(pread(fd, buf, sizeof(buf) - 1, 0));
+	return atol(buf);
+}
+
+static size_t sum(const struct victim *v, enum kind from)
+{
+	size_t all = 0;
+
+	for (enum kind k = from; k < KINDS; k++)
+		all += v->size[k];
+	return all;
+}
+
+static size_t sum_cached(void)
+{
+	size_t all = 0;
+
+	for (enum kind k = SMALL; k < KINDS; k++)
+		if (file[k] >= 0)
+			all += cached(file[k]);
+	return all;
+}
+
+static const struct mix {
+	const char *name;
+	struct victim v;
+} mixes[] = {
+	{ "anon", { .size[ANON] = 128 * MIB } },
+	{ "file", { .size[SMALL] = 128 * MIB } },
+	{ "all kinds", { .size = { 32 * MIB, 32 * MIB, 32 * MIB, 32 * MIB, 32 * MIB } } },
+};
+
+/*
+ * wall REPETITIONS: what is free at the return of the last call, and when all
+ * of it is. The victim's exit runs beside.
+ */
+static void cmd_wall(char **arg)
+{
+	const enum way way = has_flag ? ONE_CALL : LMKD;
+
+	check(setpriority(PRIO_PROCESS, 0, -20));
+	for (size_t m = 0; m < sizeof(mixes) / sizeof(*mixes); m++) {
+		const char *name = mixes[m].name;
+
+		for (int i = 0; i < atoi(arg[0]); i++) {
+			struct victim v = mixes[m].v;
+			size_t all = sum(&v, 0), files = sum(&v, SMALL), left;
+			long before, begin, end, freed;
+			int error;
+
+			start(&v, false);
+			before = charged();
+			begin = now_ns();
+			error = kill_it(way, &v, false);
+			end = now_ns();
+			left = sum_cached();
+			freed = before - charged();
+			result(name, "call ms", "%.2f", (end - begin) / 1e6);
+			result(name, "result", "%s", error ? strerrorname_np(error) : "0");
+			result(name, "free at return %", "%.1f",
+			       freed > (long)all ? 100 : 100.0 * freed / all);
+			if (files)
+				result(name, "file free at return %", "%.1f",
+				       100.0 * (files - left) / files);
+			do {
+				end = now_ns();
+				freed = before - charged();
+			} while (freed < (long)(all / 100 * 99) && end - begin < 3000000000);
+			if (freed < (long)(all / 100 * 99))
+				result(name, "all free ms", "never");
+			else
+				result(name, "all free ms", "%.2f", (end - begin) / 1e6);
+			bury(&v);
+		}
+	}
+}
+
+/* held: the memory that is still held, over the microseconds since the kill. */
+static void cmd_held(char **arg)
+{
+	struct victim v = { .size = { 64 * MIB, 0, 64 * MIB, 0, 64 * MIB } };
+	struct sched_param highest = { .sched_priority = 1 };
+	struct sample { long ns, bytes; } *sample;
+	const int max = 1000;
+	long *begin, before;
+	pid_t pid;
+
+	(void)arg;
+	sample = mmap(NULL, max * sizeof(*sample) + PAGE, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (sample == MAP_FAILED)
+		die("mmap");
+	begin = &sample[max].ns;
+	check(setpriority(PRIO_PROCESS, 0, -20));
+	start(&v, false);
+	before = charged();
+	pid = check(fork());
+	if (!pid) {
+		check(sched_setscheduler(0, SCHED_FIFO, &highest));
+		for (int i = 0; i < max; i++) {
+			sample[i].bytes = charged();
+			sample[i].ns = now_ns();
+			usleep(500);
+		}
+		_exit(0);
+	}
+	usleep(10000);
+	*begin = now_ns();
+	kill_it(has_flag ? ONE_CALL : LMKD, &v, false);
+	check(waitpid(pid, NULL, 0));
+	bury(&v);
+	for (int i = 0; i < max; i++) {
+		char us[32];
+
+		snprintf(us, sizeof(us), "%ld", (sample[i].ns - *begin) / 1000);
+		result("MiB", us, "%.2f", (sample[i].bytes - before + (long)sum(&v, 0)) /
+		       (double)MIB);
+	}
+}
+
+/* slabs: the size of what is allocated for a process, and how many fit. */
+static void cmd_slabs(char **arg)
+{
+	static const char *const slab[][2] = {
+		{ "task_struct", "task_struct" },
+		{ "mm_struct", "mm_struct" },
+		{ "signal_struct", "signal_cache" },
+	};
+
+	(void)arg;
+	for (size_t i = 0; i < sizeof(slab) / sizeof(*slab); i++) {
+		char path[64];
+
+		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/objs_per_slab", slab[i][1]);
+		result(slab[i][0], "per slab", "%ld", number(path, "", 0));
+	}
+}
+
+/* crowd REPETITIONS: a small victim among few and among many processes. */
+
+static int bystander(void *arg)
+{
+	for (;;)
+		syscall(SYS_pause);
+	return !arg;
+}
+
+static void cmd_crowd(char **arg)
+{
+	const enum way way = has_flag ? ONE_CALL : LMKD;
+	static const int crowd[] = { 100, 30000 };
+	const size_t stack = KIB;
+	int have = 0;
+	char *stacks;
+
+	set("/proc/sys/kernel/pid_max", "100000");
+	set("/proc/sys/kernel/threads-max", "100000");
+	stacks = mmap(NULL, crowd[1] * stack, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (stacks == MAP_FAILED)
+		die("mmap");
+	check(madvise(stacks, crowd[1] * stack, MADV_DONTFORK));
+	for (int c = 0; c < 2; c++) {
+		char name[16];
+
+		/* Processes of one mm, which is not the victim's. */
+		for (; have < crowd[c]; have++)
+			check(clone(bystander, stacks + (have + 1) * stack,
+				    CLONE_VM | SIGCHLD, NULL));
+		snprintf(name, sizeof(name), "%d", crowd[c]);
+		usleep(1000000);
+		for (int i = 0; i < atoi(arg[0]); i++) {
+			struct victim v = { .size[ANON] = MIB };
+			long begin;
+
+			start(&v, true);
+			begin = now_ns();
+			kill_it(way, &v, true);
+			result(name, way_name[way], "%ld", (now_ns() - begin) / NS_PER_INSN);
+			let_go(&v);
+			bury(&v);
+		}
+	}
+}
+
+/*
+ * latency REPETITIONS: how long it takes another process to read a page of the
+ * same file system, not cached and cached, and to get and return a little memory,
+ * while a large victim is reaped.
+ */
+
+enum other { COLD_READ, CACHED_READ, ALLOCATION, OTHERS };
+
+struct latency {
+	volatile bool begin, end;
+	unsigned int n;
+	unsigned int ns[OTHERS][1 << 17];
+};
+
+static void one_of(enum other other, int fd, off_t at)
+{
+	char buf[PAGE], *p;
+
+	if (other == ALLOCATION) {
+		p = mmap(NULL, 64 * KIB, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		if (p == MAP_FAILED)
+			die("mmap");
+		check(munmap(p, 64 * KIB));
+	} else {
+		check(pread(fd, buf, PAGE, at));
+	}
+}
+
+static void others(struct latency *l, int fd)
+{
+	unsigned int seed = l->n;
+
+	check(setpriority(PRIO_PROCESS, 0, 0));
+	while (!l->end && l->n < sizeof(l->ns[0]) / sizeof(l->ns[0][0])) {
+		off_t at = rand_r(&seed) % (16 * MIB / PAGE) * PAGE;
+
+		check(posix_fadvise(fd, at, PAGE, POSIX_FADV_DONTNEED));
+		for (enum other other = 0; other < OTHERS; other++) {
+			long begin = now_ns();
+
+			one_of(other, fd, at);
+			l->ns[other][l->n] = now_ns() - begin;
+		}
+		l->n += l->begin;
+	}
+	_exit(0);
+}
+
+static int compare(const void *a, const void *b)
+{
+	const unsigned int *x = a, *y = b;
+
+	return *x < *y ? -1 : *x > *y;
+}
+
+static void cmd_latency(char **arg)
+{
+	static const char *const name[] = { "cold read", "cached read", "allocation" };
+	int fd = make_file("/mnt/other", 16 * MIB, false);
+	struct latency *l;
+
+	l = mmap(NULL, sizeof(*l), PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (l == MAP_FAILED)
+		die("mmap");
+	check(setpriority(PRIO_PROCESS, 0, -10));
+	check(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM));
+	for (int i = 0; i < atoi(arg[0]); i++) {
+		struct victim v = { .size = { 256 * MIB, 0, 256 * MIB, 256 * MIB,
+					      256 * MIB } };
+		pid_t pid;
+
+		start(&v, false);
+		l->begin = l->end = false;
+		pid = check(fork());
+		if (!pid)
+			others(l, fd);
+		usleep(200000);
+		l->begin = true;
+		kill_it(has_flag ? ONE_CALL : LMKD, &v, false);
+		/* All of it, also where the call gives up early. */
+		wait_for(&v);
+		l->end = true;
+		check(waitpid(pid, NULL, 0));
+		drop_all();
+	}
+	for (enum other other = 0; other < OTHERS; other++) {
+		qsort(l->ns[other], l->n, sizeof(l->ns[0][0]), compare);
+		result(name[other], "operations", "%u", l->n);
+		result(name[other], "p50 us", "%.1f", l->ns[other][l->n / 2] / 1e3);
+		result(name[other], "p99 us", "%.1f", l->ns[other][l->n * 99 / 100] / 1e3);
+	}
+}
+
+/*
+ * programs: what a kill drops of what real programs had mapped, and what it
+ * costs to start the same program again at once. They are in a directory of
+ * their own, which is their root.
+ */
+
+#define PROGRAMS	"/mnt/programs"
+#define MODULES		"argparse, asyncio, ctypes, curses, decimal, email, http.client, " \
+			"json, lzma, multiprocessing, sqlite3, ssl, unittest, xml.dom.minidom"
+
+static const struct program {
+	const char *name, *argv[8], *input, *ready;
+} programs[] = {
+	{ "python3", { "/usr/bin/python3", "-uic", "import " MODULES "; print('ready')" },
+	  "", "ready" },
+	{ "sqlite3", { "/usr/bin/sqlite3", "-batch", "-init", "/dev/null", "-readonly",
+		       "/database" },
+	  "PRAGMA mmap_size = 1000000000;\n"
+	  "SELECT sum(length(text)) FROM source;\n.print ready\n", "ready" },
+	{ "redis-server", { "/usr/bin/redis-server", "--port", "0",
+			    "--unixsocket", "/tmp/socket" },
+	  "", "eady to accept" },
+	{ "cc1", { "/usr/bin/cc1", "-O2", "/source.c", "-o", "/tmp/s" }, "", "f99 " },
+};
+
+static size_t tree_sum;
+
+static int add_cached(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	int fd;
+
+	(void)ftw;
+	if (type == FTW_F && S_ISREG(st->st_mode)) {
+		fd = check(open(path, O_RDONLY | O_CLOEXEC | O_NOATIME));
+		tree_sum += cached(fd);
+		close(fd);
+	}
+	return 0;
+}
+
+static double tree_mib(void)
+{
+	tree_sum = 0;
+	check(nftw(PROGRAMS, add_cached, 50, FTW_PHYS));
+	return tree_sum / (double)MIB;
+}
+
+static double disk_mib(void)
+{
+	/* Reads, reads merged, sectors. */
+	return number("/proc/diskstats", " vda ", 2) * 512.0 / MIB;
+}
+
+/* Returns when the program says that it is ready. */
+static pid_t start_program(const struct program *p, int *in)
+{
+	static char buf[1 << 16];
+	size_t have = 0;
+	int to[2], from[2];
+	pid_t pid;
+
+	check(pipe2(to, O_CLOEXEC));
+	check(pipe2(from, O_CLOEXEC));
+	pid = check(fork());
+	if (!pid) {
+		check(dup2(to[0], 0));
+		check(dup2(from[1], 1));
+		check(dup2(from[1], 2));
+		check(chroot(PROGRAMS));
+		check(chdir("/"));
+		execv(p->argv[0], (char **)p->argv);
+		die("%s", p->argv[0]);
+	}
+	close(to[0]);
+	close(from[1]);
+	check(write(to[1], p->input, strlen(p->input)));
+	do {
+		ssize_t n = check(read(from[0], buf + have, sizeof(buf) - 1 - have));
+
+		if (!n)
+			die("%s: never ready: %s", p->name, buf);
+		have += n;
+		buf[have] = 0;
+	} while (!strstr(buf, p->ready));
+	/* The rest of what it says is lost, but it must not wait for us. */
+	check(fcntl(from[0], F_SETPIPE_SZ, 1 << 20));
+	in[0] = to[1];
+	in[1] = from[0];
+	return pid;
+}
+
+static void kill_program(const struct program *p, enum way way)
+{
+	struct victim v;
+	double mib, left;
+	long begin, faults;
+	int pipes[2];
+
+	set("/proc/sys/vm/drop_caches", "3");
+	for (int again = 0; again < 2; again++) {
+		mib = disk_mib();
+		faults = number("/proc/vmstat", "pgmajfault ", 0);
+		begin = now_ns();
+		v.pid = start_program(p, pipes);
+		begin = now_ns() - begin;
+		result(p->name, again ? "again ms" : "first ms", "%.0f", begin / 1e6);
+		result(p->name, again ? "again major faults" : "first major faults", "%ld",
+		       number("/proc/vmstat", "pgmajfault ", 0) - faults);
+		result(p->name, again ? "again MiB read" : "first MiB read", "%.2f",
+		       disk_mib() - mib);
+		v.pidfd = check(syscall(SYS_pidfd_open, v.pid, 0));
+		if (again) {
+			check(kill(v.pid, SIGKILL));
+		} else {
+			mib = tree_mib();
+			kill_it(way, &v, false);
+			left = tree_mib();
+			result(p->name, "cached MiB", "%.2f", mib);
+			result(p->name, "dropped MiB", "%.2f", mib - left);
+		}
+		wait_for(&v);
+		close(pipes[0]);
+		close(pipes[1]);
+	}
+}
+
+static void read_all(int fd, size_t size)
+{
+	static char buf[MIB];
+
+	for (size_t at = 0; at < size; at += sizeof(buf))
+		check(pread(fd, buf, sizeof(buf), at));
+}
+
+/* A file that is hot in another process, by read(2), and mapped by the victim. */
+static void kill_mapper(enum way way)
+{
+	static const char name[] = "a file that another read(2)s";
+	struct victim v = { .size[LARGE] = 64 * MIB };
+	long begin, left;
+	double mib;
+
+	start(&v, false);
+	for (int i = 0; i < 3; i++)
+		read_all(file[LARGE], v.size[LARGE]);
+	kill_it(way, &v, false);
+	left = sum_cached();
+	wait_for(&v);
+	result(name, "cached MiB", "%.2f", v.size[LARGE] / (double)MIB);
+	result(name, "dropped MiB", "%.2f", (v.size[LARGE] - left) / (double)MIB);
+	mib = disk_mib();
+	begin = now_ns();
+	read_all(file[LARGE], v.size[LARGE]);
+	result(name, "again ms", "%.0f", (now_ns() - begin) / 1e6);
+	result(name, "again MiB read", "%.2f", disk_mib() - mib);
+	drop_all();
+}
+
+static void cmd_programs(char **arg)
+{
+	const enum way way = has_flag ? ONE_CALL : LMKD;
+	int in[2];
+
+	for (int i = 0; i < atoi(arg[0]); i++) {
+		for (size_t p = 0; p < sizeof(programs) / sizeof(*programs); p++)
+			kill_program(&programs[p], way);
+		kill_mapper(way);
+	}
+	/* Beside another one, little is the victim's alone. */
+	for (int i = 0; i < atoi(arg[0]); i++) {
+		struct program p = programs[0];
+
+		p.name = "python3 beside another";
+		start_program(&p, in);
+		kill_program(&p, way);
+	}
+}
+
+static const struct {
+	const char *name;
+	void (*run)(char **arg);
+	int args;
+} commands[] = {
+	{ "kill", cmd_kill, 3 },
+	{ "ordinary", cmd_ordinary, 1 },
+	{ "wall", cmd_wall, 1 },
+	{ "held", cmd_held, 0 },
+	{ "slabs", cmd_slabs, 0 },
+	{ "crowd", cmd_crowd, 1 },
+	{ "latency", cmd_latency, 1 },
+	{ "programs", cmd_programs, 1 },
+};
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], "true"))
+		return 0;
+	mrelease(-1, PROCESS_MRELEASE_REAP_KILL);
+	has_flag = errno == EBADF;
+	mkdir(GROUP, 0755);
+	for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
+		if (argc == 2 + commands[i].args && !strcmp(argv[1], commands[i].name)) {
+			commands[i].run(argv + 2);
+			return 0;
+		}
+	}
+	fprintf(stderr, "no such command\n");
+	return 2;
+}
