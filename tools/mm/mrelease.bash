@@ -3,7 +3,7 @@
 # shellcheck shell=bash
 
 _mrelease() {
-	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} name
 
 	COMPREPLY=()
 	case $prev in
@@ -11,7 +11,10 @@ _mrelease() {
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "${cur:-/sys/fs/cgroup/}") ;;
 	-m | --match)
-		mapfile -t COMPREPLY < <(compgen -W "$(sort -u /proc/[0-9]*/comm 2>/dev/null)" -- "$cur") ;;
+		# Anybody may have chosen them: not for compgen -W, which expands words.
+		while IFS= read -r name; do
+			[[ $name != "$cur"* ]] || COMPREPLY+=("$(printf %q "$name")")
+		done < <(sort -u /proc/[0-9]*/comm 2>/dev/null) ;;
 	-p | --pidfd)
 		mapfile -t COMPREPLY < <(cd "/proc/$$/fd" && compgen -G "$cur*") ;;
 	-j | --jobs | -t | --timeout) ;;

@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <regex.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,6 +40,8 @@
 #endif
 #define PF_KTHREAD			0x00200000
 #define KCMP_VM				1
+#define __printf(a, b)			__attribute__((format(printf, a, b)))
+#define ARRAY_SIZE(array)		(sizeof(array) / sizeof((array)[0]))
 
 #define LOOK_MS		1000	/* not to wait longer for /proc/PID/smaps */
 #define FREEZE_MS	500	/* nor for a cgroup to be frozen */
@@ -57,6 +60,7 @@ static struct {
 
 static bool has_flag;
 static double deadline, started;
+static int max_victim_fd, max_files, nr_files;	/* see share_descriptors() */
 
 struct file {
 	struct file *next;
@@ -152,15 +156,46 @@ static void cond_init(pthread_cond_t *cond)
 	pthread_condattr_destroy(&attr);
 }
 
-/* By which signal? They are blocked, so that a cgroup is never left frozen. */
+static const int ending[] = {
+	SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGALRM, SIGUSR1, SIGUSR2, SIGXCPU,
+};
+
+static const int stopping[] = { SIGTSTP, SIGTTIN, SIGTTOU };
+
+static void hold(sigset_t *set, const int *sigs, size_t nr)
+{
+	struct sigaction old;
+
+	for (size_t i = 0; i < nr; i++) {
+		/* As with nohup. If it were blocked, it would stay pending. */
+		if (!sigaction(sigs[i], NULL, &old) && old.sa_handler != SIG_IGN)
+			sigaddset(set, sigs[i]);
+	}
+}
+
+/* No signal but SIGKILL and SIGSTOP is to leave a cgroup frozen. */
+static void hold_signals(void)
+{
+	sigset_t set;
+
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
+	sigemptyset(&set);
+	hold(&set, ending, ARRAY_SIZE(ending));
+	hold(&set, stopping, ARRAY_SIZE(stopping));
+	sigprocmask(SIG_SETMASK, &set, NULL);
+}
+
+/* By which signal? */
 static int interrupted(void)
 {
 	sigset_t pending;
 
 	sigpending(&pending);
-	return sigismember(&pending, SIGINT) ? SIGINT :
-	       sigismember(&pending, SIGTERM) ? SIGTERM :
-	       sigismember(&pending, SIGHUP) ? SIGHUP : 0;
+	for (size_t i = 0; i < ARRAY_SIZE(ending); i++)
+		if (sigismember(&pending, ending[i]))
+			return ending[i];
+	return 0;
 }
 
 static bool is_late(void)
@@ -172,15 +207,38 @@ static void clear_progress(void)
 {
 	if (isatty(STDERR_FILENO))
 		fputs("\r\033[K", stderr);
+	fflush(stderr);
 }
 
-#define complain(...) do { \
-	fflush(stdout); \
-	clear_progress(); \
-	fputs("mrelease: ", stderr); \
-	fprintf(stderr, __VA_ARGS__); \
-	fputc('\n', stderr); \
-} while (0)
+/* Names are bytes that somebody else has chosen, and terminals obey some. */
+static void put_text(const char *text, FILE *to)
+{
+	for (; *text; text++) {
+		unsigned char c = *text;
+
+		if (c < ' ' || c > '~')
+			fprintf(to, "\\x%02x", c);
+		else
+			putc(c, to);
+	}
+}
+
+static void __printf(1, 2) complain(const char *format, ...)
+{
+	char text[2 * PATH_MAX];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	fflush(stdout);
+	clear_progress();
+	fputs("mrelease: ", stderr);
+	put_text(text, stderr);
+	putc('\n', stderr);
+}
+
+static void thaw_all(void);
 
 static void *grow(void *array, size_t nr, size_t size)
 {
@@ -190,6 +248,7 @@ static void *grow(void *array, size_t nr, size_t size)
 	array = realloc(array, (nr ? nr * 2 : 1) * size);
 	if (!array) {
 		complain("%s", strerror(ENOMEM));
+		thaw_all();
 		_exit(NONE);
 	}
 	return array;
@@ -205,12 +264,13 @@ static int send(int pidfd, int sig)
 	return syscall(__NR_pidfd_send_signal, pidfd, sig, NULL, 0) ? errno : 0;
 }
 
-/* Not waited for yet, so that nobody else can have its PID. */
+/*
+ * Not waited for yet, so that nobody else can have its PID. What else is wrong,
+ * such as EPERM or what a security module says, is said of a process.
+ */
 static bool exists(int pidfd)
 {
-	int error = send(pidfd, 0);
-
-	return !error || error == EPERM;
+	return send(pidfd, 0) != ESRCH;
 }
 
 static bool has_ended(int pidfd, int ms)
@@ -234,6 +294,42 @@ static ssize_t slurp(int dir, const char *name, char *buf, size_t size)
 	close(fd);
 	buf[len] = 0;
 	return n < 0 ? -1 : len;
+}
+
+/* All of a file, to be freed; or NULL, and errno. */
+static char *read_all(int dir, const char *name)
+{
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC), error = 0;
+	char *text = NULL, *more;
+	size_t size = 0, len = 0;
+	ssize_t n;
+
+	if (fd < 0)
+		return NULL;
+	do {
+		if (size - len < 2) {
+			size = size ? size * 2 : 8192;
+			more = realloc(text, size);
+			if (!more) {
+				error = ENOMEM;
+				break;
+			}
+			text = more;
+		}
+		n = read(fd, text + len, size - 1 - len);
+		if (n < 0)
+			error = errno;
+		else
+			len += n;
+	} while (n > 0);
+	close(fd);
+	if (error) {
+		free(text);
+		errno = error;
+		return NULL;
+	}
+	text[len] = 0;
+	return text;
 }
 
 static int put(int dir, const char *name, const char *text)
@@ -265,7 +361,7 @@ static unsigned long long field(const char *text, const char *name)
 static struct victim *new_victim(pid_t pid, int pidfd, int *error)
 {
 	struct victim *v = calloc(1, sizeof(*v));
-	char path[32], text[8192], *p;
+	char path[32], *text, *p;
 
 	*error = ENOMEM;
 	if (!v)
@@ -284,6 +380,9 @@ static struct victim *new_victim(pid_t pid, int pidfd, int *error)
 	*error = errno == ENOENT ? ESRCH : errno;
 	if (v->dir < 0)
 		goto none;
+	*error = EMFILE;
+	if (v->dir > max_victim_fd)
+		goto none;
 	/* Only now it is known whose directory that is. */
 	*error = ESRCH;
 	if (!exists(v->pidfd))
@@ -291,13 +390,18 @@ static struct victim *new_victim(pid_t pid, int pidfd, int *error)
 
 	if (slurp(v->dir, "comm", v->name, sizeof(v->name)) > 0)
 		v->name[strcspn(v->name, "\n")] = 0;
-	slurp(v->dir, "status", text, sizeof(text));
+	text = read_all(v->dir, "status");
+	if (!text) {
+		*error = errno == ENOENT ? ESRCH : errno;
+		goto none;
+	}
 	p = strstr(text, "\nNSpid:");
 	if (p) {
 		p[strcspn(p + 1, "\n") + 1] = 0;
 		p = strrchr(p, '\t');
 		v->init = p && atoi(p) == 1;
 	}
+	free(text);
 	return v;
 none:
 	if (v->dir >= 0)
@@ -330,6 +434,28 @@ static bool cached(const struct file *file, unsigned long long *bytes, unsigned 
 	return true;
 }
 
+/*
+ * Opening something else may have consequences, and what it is the victim can
+ * change: so we decide with the path open, and open what we have decided upon.
+ */
+static int open_regular(int path, const struct stat *st)
+{
+	char name[32];
+
+	if (!S_ISREG(st->st_mode))
+		return -1;
+	snprintf(name, sizeof(name), "/proc/self/fd/%d", path);
+	return open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
+
+static bool may_keep_file(void)
+{
+	if (__atomic_fetch_add(&nr_files, 1, __ATOMIC_RELAXED) < max_files)
+		return true;
+	__atomic_sub_fetch(&nr_files, 1, __ATOMIC_RELAXED);
+	return false;
+}
+
 /* Parts of a file that overlap or have a gap are looked at as one. */
 static bool add_file(struct look *look, const char *name,
 		     unsigned long long from, unsigned long long to)
@@ -337,24 +463,31 @@ static bool add_file(struct look *look, const char *name,
 	struct file *file;
 	struct statfs fs;
 	struct stat st;
-	int fd;
+	int fd, path;
 
-	/* Opening something else may have consequences. */
-	if (fstatat(look->dir, name, &st, 0) || !S_ISREG(st.st_mode))
+	path = openat(look->dir, name, O_PATH | O_CLOEXEC);
+	if (path < 0)
 		return false;
+	if (fstat(path, &st)) {
+		close(path);
+		return false;
+	}
 	for (file = look->files; file; file = file->next) {
 		if (file->dev != st.st_dev || file->ino != st.st_ino)
 			continue;
 		file->from = from < file->from ? from : file->from;
 		file->to = to > file->to ? to : file->to;
+		close(path);
 		return true;
 	}
 
-	fd = openat(look->dir, name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	fd = open_regular(path, &st);
+	close(path);
 	if (fd < 0)
 		return false;
 	/* What is on tmpfs counts as shared memory. */
-	file = fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC ? NULL : calloc(1, sizeof(*file));
+	file = fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC || !may_keep_file() ?
+	       NULL : malloc(sizeof(*file));
 	if (!file) {
 		close(fd);
 		return false;
@@ -412,6 +545,7 @@ static void free_look(struct look *look)
 	while ((file = look->files)) {
 		look->files = file->next;
 		close(file->fd);
+		__atomic_sub_fetch(&nr_files, 1, __ATOMIC_RELAXED);
 		free(file);
 	}
 	close(look->dir);
@@ -420,10 +554,11 @@ static void free_look(struct look *look)
 
 static void read_smaps(struct look *look)
 {
-	char line[PATH_MAX + 128], head[sizeof(line)] = "", text[2048];
+	/* Only the numbers at the beginning of the head are of interest. */
+	char head[128] = "", text[2048], *line = NULL;
 	int fd = openat(look->dir, "smaps", O_RDONLY | O_CLOEXEC);
 	FILE *smaps = fd < 0 ? NULL : fdopen(fd, "r");
-	size_t n, len = 0;
+	size_t n, len = 0, size = 0;
 	unsigned long long cache = 0, dirty;
 
 	if (!smaps) {
@@ -431,7 +566,7 @@ static void read_smaps(struct look *look)
 			close(fd);
 		return;
 	}
-	while (fgets(line, sizeof(line), smaps)) {
+	while (getline(&line, &size, smaps) > 0) {
 		/* The fields begin with a capital, mappings with a number. */
 		if (isupper(line[0])) {
 			n = strlen(line);
@@ -443,9 +578,10 @@ static void read_smaps(struct look *look)
 		}
 		if (len)
 			add_mapping(look, head, text);
-		memcpy(head, line, sizeof(head));
+		snprintf(head, sizeof(head), "%s", line);
 		len = 0;
 	}
+	free(line);
 	if (len)
 		add_mapping(look, head, text);
 	look->cache_known = true;
@@ -514,15 +650,15 @@ struct sizes {
 /* Without a lock, and readable for everybody. False if there is no memory. */
 static bool get_sizes(struct victim *v, struct sizes *sizes)
 {
-	char text[8192];
+	char *text = read_all(v->dir, "status");
+	bool has_memory = text && strstr(text, "\nVmSize:");
 
-	if (slurp(v->dir, "status", text, sizeof(text)) < 0)
-		text[0] = 0;
 	sizes->anon = field(text, "RssAnon") * 1024;
 	sizes->swap = field(text, "VmSwap") * 1024;
 	sizes->file = field(text, "RssFile") * 1024;
 	sizes->shmem = field(text, "RssShmem") * 1024;
-	return strstr(text, "\nVmSize:");
+	free(text);
+	return has_memory;
 }
 
 static unsigned long long less(unsigned long long a, unsigned long long b)
@@ -887,7 +1023,7 @@ static void drop_victim(struct victim *v)
 static bool add_matching(const char *pattern)
 {
 	char text[512], *whole = NULL;
-	struct dirent *entry;
+	struct dirent *entry = NULL;
 	size_t before = nr_victims;
 	regex_t regex;
 	DIR *proc;
@@ -914,10 +1050,16 @@ static bool add_matching(const char *pattern)
 			add_victim(v);
 		else if (v)
 			drop_victim(v);
+		else if (error == EMFILE)
+			break;
 	}
+	if (entry)
+		complain("%s: not all processes: %s", pattern, strerror(error));
 	if (proc)
 		closedir(proc);
 	regfree(&regex);
+	if (entry)
+		return false;
 	if (nr_victims == before && !opt.quiet)
 		complain("%s: no process is called so", pattern);
 	return nr_victims > before;
@@ -926,11 +1068,12 @@ static bool add_matching(const char *pattern)
 /* A control group. */
 
 static struct {
-	int dir;
+	int dir, events, freeze;
 	bool froze;
+	bool incomplete;	/* there are more processes than descriptors */
 	unsigned long long charge[2], anon[2], file[2];	/* before and after */
 	bool charged;
-} cgroup = { .dir = -1 };
+} cgroup = { .dir = -1, .events = -1, .freeze = -1 };
 
 struct pids {
 	pid_t *pid;
@@ -954,7 +1097,7 @@ static int read_pids(int dir, struct pids *pids)
 
 	if (!procs) {
 		/* It went away; what is below it did so before. */
-		error = errno == ENOENT ? 0 : errno;
+		error = errno == ENOENT || errno == ENODEV ? 0 : errno;
 		if (fd >= 0)
 			close(fd);
 		return error;
@@ -970,30 +1113,39 @@ static int read_pids(int dir, struct pids *pids)
 
 	fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	list = fd < 0 ? NULL : fdopendir(fd);
+	if (!list && errno != ENOENT)
+		error = errno;
+	if (!list && fd >= 0)
+		close(fd);
 	while (list && (entry = readdir(list))) {
 		if (entry->d_type != DT_DIR || entry->d_name[0] == '.')
 			continue;
 		fd = openat(dir, entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (fd < 0)
-			continue;
-		error = read_pids(fd, pids) ?: error;
-		close(fd);
+		if (fd >= 0) {
+			error = read_pids(fd, pids) ?: error;
+			close(fd);
+		} else if (errno != ENOENT) {
+			error = errno;
+		}
 	}
 	if (list)
 		closedir(list);
 	return error;
 }
 
-static void get_pids(struct pids *pids)
+static bool get_pids(struct pids *pids)
 {
+	static int told;
 	int error;
 
 	pids->nr = 0;
 	error = read_pids(cgroup.dir, pids);
-	if (error)
+	if (error && error != told)
 		complain("%s: %s", opt.cgroup, strerror(error));
+	told = error ?: told;
 	if (pids->nr)
 		qsort(pids->pid, pids->nr, sizeof(*pids->pid), by_pid);
+	return !error;
 }
 
 static bool is_among(pid_t pid, const struct pids *pids)
@@ -1005,9 +1157,23 @@ static bool is_among(pid_t pid, const struct pids *pids)
 static struct victim *known(pid_t pid)
 {
 	for (size_t i = nr_victims; i-- > 0;)
-		if (victims[i]->pid == pid && exists(victims[i]->pidfd))
+		if (victims[i]->pid == pid && victims[i]->pidfd >= 0 &&
+		    exists(victims[i]->pidfd))
 			return victims[i];
 	return NULL;
+}
+
+/* Those that have come to their end need no descriptor any more. */
+static void close_ended(void)
+{
+	for (size_t i = 0; i < nr_victims; i++) {
+		struct victim *v = victims[i];
+
+		if (v->state == DONE && v->pidfd >= 0 && has_ended(v->pidfd, 0)) {
+			close(v->pidfd);
+			v->pidfd = -1;
+		}
+	}
 }
 
 /*
@@ -1021,7 +1187,8 @@ static size_t add_from_cgroup(struct pids *pids)
 	size_t first = nr_victims, kept = first;
 	int error = 0;
 
-	get_pids(pids);
+	close_ended();
+	cgroup.incomplete = !get_pids(pids);
 	for (size_t i = 0; i < pids->nr && error != EMFILE; i++) {
 		struct victim *v;
 
@@ -1031,6 +1198,7 @@ static size_t add_from_cgroup(struct pids *pids)
 		if (v)
 			add_victim(v);
 	}
+	cgroup.incomplete |= error == EMFILE;
 	if (nr_victims == first)
 		return 0;
 	get_pids(&again);
@@ -1046,23 +1214,43 @@ static size_t add_from_cgroup(struct pids *pids)
 	return kept - first;
 }
 
-static bool populated(void)
+/*
+ * A number in a file of the cgroup that is kept open; or -1. It is 0 when the
+ * cgroup is not there any more.
+ */
+static long long read_kept(int fd, const char *name)
 {
 	char text[256];
+	ssize_t len = pread(fd, text, sizeof(text) - 1, 0);
 
-	slurp(cgroup.dir, "cgroup.events", text, sizeof(text));
-	return field(text, "populated");
+	if (len < 0)
+		return errno == ENODEV || errno == ENOENT ? 0 : -1;
+	text[len] = 0;
+	return name ? (long long)field(text, name) : atoll(text);
+}
+
+/* As far as we know. */
+static bool populated(void)
+{
+	return read_kept(cgroup.events, "populated");
+}
+
+static int set_frozen(const char *value)
+{
+	if (pwrite(cgroup.freeze, value, 1, 0) == 1 || errno == ENODEV || errno == ENOENT)
+		return 0;
+	return errno;
 }
 
 static void read_charge(int when)
 {
-	char text[32], *stat = malloc(1 << 16);
+	char text[32], *stat = read_all(cgroup.dir, "memory.stat");
 
 	if (slurp(cgroup.dir, "memory.current", text, sizeof(text)) > 0) {
 		cgroup.charged = true;
 		cgroup.charge[when] = strtoull(text, NULL, 10);
 	}
-	if (stat && slurp(cgroup.dir, "memory.stat", stat, 1 << 16) > 0) {
+	if (stat) {
 		cgroup.anon[when] = field(stat, "anon");
 		cgroup.file[when] = field(stat, "file");
 	}
@@ -1091,13 +1279,20 @@ static bool open_cgroup(const char *path)
 	}
 	if (mounts)
 		fclose(mounts);
-	if (cgroup.dir < 0)
+	if (cgroup.dir < 0) {
 		complain("%s: there is no such cgroup (of version 2)", path);
-	else if (faccessat(cgroup.dir, "cgroup.events", F_OK, 0))
+		return false;
+	}
+	/* Later there may be no descriptors left, or no right to open it. */
+	cgroup.events = openat(cgroup.dir, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	if (cgroup.events < 0 && errno == ENOENT)
 		complain("%s: this is the root, which everybody is in", path);
-	else
-		return true;
-	return false;
+	else if (cgroup.events < 0)
+		complain("%s/cgroup.events: %s", path, strerror(errno));
+	cgroup.freeze = openat(cgroup.dir, "cgroup.freeze", O_RDWR | O_CLOEXEC);
+	if (cgroup.freeze < 0)
+		cgroup.freeze = openat(cgroup.dir, "cgroup.freeze", O_RDONLY | O_CLOEXEC);
+	return cgroup.events >= 0;
 }
 
 /*
@@ -1106,30 +1301,28 @@ static bool open_cgroup(const char *path)
  */
 static bool freeze_all(void)
 {
-	char text[256];
 	double end = now_ms() + FREEZE_MS;
 
-	if (slurp(cgroup.dir, "cgroup.freeze", text, sizeof(text)) < 0)
+	switch (read_kept(cgroup.freeze, NULL)) {
+	case -1:
 		return false;
-	if (text[0] != '1') {
-		if (put(cgroup.dir, "cgroup.freeze", "1"))
+	case 0:
+		if (set_frozen("1"))
 			return false;
 		cgroup.froze = true;
 	}
-	while (now_ms() < end && !is_late()) {
-		slurp(cgroup.dir, "cgroup.events", text, sizeof(text));
-		if (field(text, "frozen"))
-			break;
+	while (now_ms() < end && !is_late() && read_kept(cgroup.events, "frozen") != 1)
 		usleep(1000);
-	}
 	return true;
 }
 
 static void thaw_all(void)
 {
-	if (cgroup.froze)
-		put(cgroup.dir, "cgroup.freeze", "0");
-	cgroup.froze = false;
+	int error = cgroup.froze ? set_frozen("0") : 0;
+
+	if (error)
+		complain("%s: still frozen: %s", opt.cgroup, strerror(error));
+	cgroup.froze = error;
 	for (size_t i = 0; i < nr_victims; i++)
 		if (victims[i]->stopped)
 			send(victims[i]->pidfd, SIGCONT);
@@ -1142,7 +1335,9 @@ static bool kill_cgroup(const char *path)
 
 	if (!open_cgroup(path))
 		return false;
-	get_pids(&pids);
+	/* Without all of them, we might freeze ourselves. */
+	if (!get_pids(&pids))
+		return false;
 	if (is_among(getpid(), &pids)) {
 		complain("%s: I am in it", path);
 		return false;
@@ -1150,7 +1345,9 @@ static bool kill_cgroup(const char *path)
 	read_charge(0);
 	if (opt.dry_run) {
 		add_from_cgroup(&pids);
-		ok = work_on_all(true);
+		if (cgroup.incomplete)
+			complain("%s: not all processes: %s", path, strerror(EMFILE));
+		ok = work_on_all(true) && !cgroup.incomplete;
 		free(pids.pid);
 		return ok;
 	}
@@ -1190,7 +1387,7 @@ static bool kill_cgroup(const char *path)
 		if (!more && !left && failed)
 			break;
 		/* Not needed, but then the kernel sees to it as well. */
-		if (!helped && !failed)
+		if (!helped && !failed && !cgroup.incomplete)
 			helped = !put(cgroup.dir, "cgroup.kill", "1");
 		if (!more)
 			usleep(2000);
@@ -1199,6 +1396,7 @@ static bool kill_cgroup(const char *path)
 	if (!opt.quiet)
 		read_charge(1);
 	thaw_all();
+	ok &= !cgroup.froze;
 	if (populated()) {
 		ok = false;
 		if (is_late())
@@ -1245,7 +1443,8 @@ static void tell(const struct victim *v)
 {
 	const char *sep = opt.dry_run ? ": would free " : ": freed ";
 
-	printf("%d %s", v->pid, v->name);
+	printf("%d ", v->pid);
+	put_text(v->name, stdout);
 	for (int i = 0; i < NR_FATES; i++) {
 		if (i == NR_FREED) {
 			if (!opt.dry_run)
@@ -1264,8 +1463,9 @@ static void tell_cgroup(void)
 {
 	if (!cgroup.charged || opt.dry_run)
 		return;
-	printf("%s: charged with %s, now %s (anonymous %s, now %s; file %s, now %s)\n",
-	       opt.cgroup, size_text(cgroup.charge[0]), size_text(cgroup.charge[1]),
+	put_text(opt.cgroup, stdout);
+	printf(": charged with %s, now %s (anonymous %s, now %s; file %s, now %s)\n",
+	       size_text(cgroup.charge[0]), size_text(cgroup.charge[1]),
 	       size_text(cgroup.anon[0]), size_text(cgroup.anon[1]),
 	       size_text(cgroup.file[0]), size_text(cgroup.file[1]));
 }
@@ -1399,6 +1599,27 @@ static double get_seconds(const char *text)
 	return n;
 }
 
+/*
+ * Half of them for the victims, a quarter for the files they map, and the rest
+ * for what is open for a moment, of which each worker needs some. The lowest
+ * free number is always the next: so a number tells how many there are.
+ */
+static void share_descriptors(void)
+{
+	struct rlimit limit;
+	long nr = 1024;
+
+	if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+		nr = limit.rlim_cur < 1 << 20 ? limit.rlim_cur : 1 << 20;
+	}
+	max_victim_fd = nr / 2;
+	max_files = nr / 4;
+	if (opt.jobs > nr / 32)
+		opt.jobs = nr / 32 ?: 1;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -1415,12 +1636,11 @@ int main(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
-	sigset_t signals;
 	const char *pidfd = NULL;
-	struct rlimit limit;
 	int c, kinds, sig, status;
 	bool ok = true;
 
+	setvbuf(stderr, NULL, _IOLBF, 0);
 	opt.jobs = sysconf(_SC_NPROCESSORS_ONLN);
 	while ((c = getopt_long(argc, argv, "p:m:fxc:j:nt:qh", options, NULL)) != -1) {
 		switch (c) {
@@ -1473,21 +1693,14 @@ int main(int argc, char **argv)
 	}
 
 	cond_init(&work_cond);
-	sigemptyset(&signals);
-	sigaddset(&signals, SIGINT);
-	sigaddset(&signals, SIGTERM);
-	sigaddset(&signals, SIGHUP);
-	sigprocmask(SIG_BLOCK, &signals, NULL);
-	if (!getrlimit(RLIMIT_NOFILE, &limit)) {
-		limit.rlim_cur = limit.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &limit);
-	}
+	hold_signals();
+	share_descriptors();
 	started = now_ms();
 	deadline = opt.timeout ? started + opt.timeout * 1e3 : 0;
 	has_flag = mrelease(-1, PROCESS_MRELEASE_REAP_KILL) == EBADF;
 	if (!has_flag && !opt.quiet)
-		complain("a kernel without PROCESS_MRELEASE_REAP_KILL: signal first, then reap;\n"
-			 "\twhat is cached of files stays so");
+		complain("a kernel without PROCESS_MRELEASE_REAP_KILL: signal first, then reap; "
+			 "what is cached of files stays so");
 
 	if (opt.cgroup) {
 		ok = kill_cgroup(opt.cgroup);
