@@ -19,7 +19,6 @@
 #include <pthread.h>
 #include <regex.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,7 +39,6 @@
 #endif
 #define PF_KTHREAD			0x00200000
 #define KCMP_VM				1
-#define __printf(a, b)			__attribute__((format(printf, a, b)))
 #define ARRAY_SIZE(array)		(sizeof(array) / sizeof((array)[0]))
 
 #define LOOK_MS		1000	/* not to wait longer for /proc/PID/smaps */
@@ -223,20 +221,20 @@ static void put_text(const char *text, FILE *to)
 	}
 }
 
-static void __printf(1, 2) complain(const char *format, ...)
+static void write_complaint(const char *text)
 {
-	char text[2 * PATH_MAX];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
 	fflush(stdout);
 	clear_progress();
 	fputs("mrelease: ", stderr);
 	put_text(text, stderr);
 	putc('\n', stderr);
 }
+
+#define complain(...) do { \
+	char text_of_complaint[2 * PATH_MAX]; \
+	snprintf(text_of_complaint, sizeof(text_of_complaint), __VA_ARGS__); \
+	write_complaint(text_of_complaint); \
+} while (0)
 
 static void thaw_all(void);
 
