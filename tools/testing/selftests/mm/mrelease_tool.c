@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <grp.h>
 #include <limits.h>
 #include <linux/mman.h>
 #include <linux/ptrace.h>
@@ -21,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -36,6 +38,7 @@
 #define FILE_SIZE	(8 * MIB)
 #define NOBODY		65534
 #define FORKERS		200
+#define GROUPS		4000
 #define TIMEOUT		600	/* an emulated machine takes its time */
 
 /* The C library's header and the kernel's do not go together. */
@@ -149,6 +152,20 @@ static bool put(const char *dir, const char *name, const char *value)
 	if (fd >= 0)
 		close(fd);
 	return ok;
+}
+
+/* Has it been told to be? '0' or '1'. */
+static char frozen(const char *cgroup)
+{
+	char path[PATH_MAX], c = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/cgroup.freeze", cgroup);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || read(fd, &c, 1) != 1)
+		c = '?';
+	close(fd);
+	return c;
 }
 
 /* A file that is in the page cache and on disk. */
@@ -309,6 +326,46 @@ TEST_F_TIMEOUT(tool, as_text, TIMEOUT)
 	pid = start(&spec);
 	EXPECT_STATUS(0, 0, "--quiet", text(pid));
 	EXPECT_STREQ("", said);
+	EXPECT_TRUE(was_killed(pid));
+}
+
+/* A terminal obeys some bytes, and everybody may choose a name. */
+TEST_F_TIMEOUT(tool, hostile_name, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel\33[2J\177\302\233m" };
+	pid_t pid = start(&spec);
+
+	if (!geteuid()) {
+		EXPECT_STATUS(1, NOBODY, text(pid));
+		EXPECT_SAID("(mrel\\x1b[2J\\x7f\\xc2\\x9bm): Op");
+		EXPECT_EQ(NULL, strpbrk(said, "\33\177\302\233"));
+	}
+	EXPECT_STATUS(0, 0, text(pid));
+	EXPECT_SAID(" mrel\\x1b[2J\\x7f\\xc2\\x9bm: freed ");
+	EXPECT_EQ(NULL, strpbrk(said, "\33\177\302\233"));
+	EXPECT_TRUE(was_killed(pid));
+	EXPECT_STATUS(1, 0, "--cgroup", "/no\33such");
+	EXPECT_SAID("/no\\x1bsuch: ");
+}
+
+/* Then what is of interest begins far behind in /proc/PID/status. */
+TEST_F_TIMEOUT(tool, many_groups, TIMEOUT)
+{
+	struct spec spec = { .name = "mrel-groups" };
+	gid_t *groups = calloc(GROUPS, sizeof(*groups));
+	pid_t pid;
+
+	if (geteuid())
+		SKIP(return, "needs root");
+	ASSERT_NE(NULL, groups);
+	for (int i = 0; i < GROUPS; i++)
+		groups[i] = 1000000 + i;
+	ASSERT_EQ(0, setgroups(GROUPS, groups));
+	pid = start(&spec);
+	ASSERT_EQ(0, setgroups(0, NULL));
+	EXPECT_STATUS(0, 0, "--json", text(pid));
+	EXPECT_SAID("\"measured\":true");
+	EXPECT_NEAR(ANON, number("freed", "anon"));
 	EXPECT_TRUE(was_killed(pid));
 }
 
@@ -602,8 +659,8 @@ FIXTURE_TEARDOWN(container)
 
 TEST_F_TIMEOUT(container, kill, TIMEOUT)
 {
-	char path[PATH_MAX + 32], word[8] = "";
-	int forks, fd, status;
+	char path[PATH_MAX + 32];
+	int forks, status;
 
 	snprintf(path, sizeof(path), "%s/cgroup.kill", self->path);
 	if (variant->no_kill)
@@ -626,11 +683,7 @@ TEST_F_TIMEOUT(container, kill, TIMEOUT)
 	EXPECT_EQ(0, rmdir(self->below));
 	usleep(50000);
 	EXPECT_EQ(forks, *self->forks);
-	snprintf(path, sizeof(path), "%s/cgroup.freeze", self->path);
-	fd = open(path, O_RDONLY);
-	EXPECT_EQ(2, read(fd, word, sizeof(word)));
-	close(fd);
-	EXPECT_STREQ("0\n", word);
+	EXPECT_EQ('0', frozen(self->path));
 	EXPECT_EQ(0, rmdir(self->path));
 }
 
@@ -761,13 +814,43 @@ TEST_F_TIMEOUT(tool, pid_of_another, TIMEOUT)
 	EXPECT_EQ(0, rmdir(path));
 }
 
+/*
+ * Runs it on a cgroup that does not become empty, sends these signals when all are
+ * frozen, and returns what waitpid() says.
+ */
+static int run_and_interrupt(const char *cgroup, const int *sig)
+{
+	const char *path = getenv("MRELEASE") ?: "./mrelease";
+	pid_t tool = fork();
+	int status = -1;
+
+	if (!tool) {
+		signal(SIGHUP, SIG_IGN);
+		signal(SIGQUIT, SIG_DFL);
+		signal(SIGTSTP, SIG_DFL);
+		execl(path, path, "-q", "--timeout", "0", "--cgroup", cgroup, NULL);
+		_exit(127);
+	}
+	while (frozen(cgroup) != '1' && alive(tool))
+		usleep(1000);
+	for (; *sig; sig++) {
+		kill(tool, *sig);
+		usleep(50000);
+	}
+	waitpid(tool, &status, WUNTRACED);
+	end(tool);
+	return status;
+}
+
 /* An init whose child nobody waits for cannot end. */
 TEST_F_TIMEOUT(tool, time_limit, TIMEOUT)
 {
 	struct clone_args args = { .flags = CLONE_NEWPID, .exit_signal = SIGCHLD };
+	static const int signals[] = { SIGHUP, SIGTSTP, SIGQUIT, 0 };
 	char path[PATH_MAX];
 	pid_t init, *traced;
 	struct timespec from, to;
+	int status;
 
 	if (geteuid() || !find_cgroup2(path, sizeof(path)) || mkdir(path, 0755))
 		SKIP(return, "needs root and cgroup v2");
@@ -800,8 +883,91 @@ TEST_F_TIMEOUT(tool, time_limit, TIMEOUT)
 	clock_gettime(CLOCK_MONOTONIC, &to);
 	EXPECT_SAID("not empty in time");
 	EXPECT_GE((to.tv_sec - from.tv_sec) * 1e3 + (to.tv_nsec - from.tv_nsec) / 1e6, 3999);
+	EXPECT_EQ('0', frozen(path));
+
+	status = run_and_interrupt(path, signals);
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(128 + SIGQUIT, WEXITSTATUS(status));
+	EXPECT_EQ('0', frozen(path));
+
 	EXPECT_EQ(*traced, waitpid(*traced, NULL, __WALL));
 	EXPECT_TRUE(was_killed(init));
+	EXPECT_EQ(0, rmdir(path));
+}
+
+/* It has to complain, with the cgroup frozen and nobody to read that. */
+TEST_F_TIMEOUT(tool, broken_pipe, TIMEOUT)
+{
+	struct clone_args args = {
+		.flags = CLONE_NEWPID | CLONE_NEWNS, .exit_signal = SIGCHLD,
+	};
+	const char *tool = getenv("MRELEASE") ?: "./mrelease";
+	pid_t other, init;
+	char path[PATH_MAX];
+	int out[2], status;
+
+	if (geteuid() || !find_cgroup2(path, sizeof(path)) || mkdir(path, 0755))
+		SKIP(return, "needs root and cgroup v2");
+	other = start_as("mrel-other", 0, path);
+	ASSERT_GT(other, 0);
+	ASSERT_EQ(0, pipe(out));
+	close(out[0]);
+	init = syscall(__NR_clone3, &args, sizeof(args));
+	ASSERT_GE(init, 0);
+	if (!init) {
+		if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+		    mount("proc", "/proc", "proc", 0, NULL))
+			_exit(2);
+		/* The signal would not end an init. */
+		if (!fork()) {
+			signal(SIGPIPE, SIG_DFL);
+			dup2(out[1], 2);
+			execl(tool, tool, "--cgroup", path, NULL);
+			_exit(127);
+		}
+		wait(&status);
+		_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+	}
+	close(out[1]);
+	EXPECT_EQ(init, waitpid(init, &status, 0));
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(1, WEXITSTATUS(status));
+	EXPECT_EQ('0', frozen(path));
+	end(other);
+	EXPECT_EQ(0, rmdir(path));
+}
+
+/* More processes than descriptors. */
+TEST_F_TIMEOUT(tool, few_descriptors, TIMEOUT)
+{
+	static const struct rlimit few = { 32, 32 };
+	pid_t pid[40], child;
+	char path[PATH_MAX];
+	int status;
+
+	if (geteuid() || !find_cgroup2(path, sizeof(path)) || mkdir(path, 0755))
+		SKIP(return, "needs root and cgroup v2");
+	for (int i = 0; i < 40; i++) {
+		pid[i] = start_as("mrel-few", 0, path);
+		ASSERT_GT(pid[i], 0);
+	}
+	child = fork();
+	if (!child) {
+		if (setrlimit(RLIMIT_NOFILE, &few))
+			_exit(126);
+		status = run(0, "--timeout", "0", "--cgroup", path, NULL);
+		if (status)
+			fputs(said, stdout);
+		fflush(stdout);
+		_exit(status);
+	}
+	EXPECT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ('0', frozen(path));
+	for (int i = 0; i < 40; i++) {
+		EXPECT_FALSE(alive(pid[i]));
+		end(pid[i]);
+	}
 	EXPECT_EQ(0, rmdir(path));
 }
 
