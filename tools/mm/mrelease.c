@@ -483,10 +483,10 @@ static bool add_file(struct look *look, const char *name,
 	close(path);
 	if (fd < 0)
 		return false;
+	file = malloc(sizeof(*file));
 	/* What is on tmpfs counts as shared memory. */
-	file = fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC || !may_keep_file() ?
-	       NULL : malloc(sizeof(*file));
-	if (!file) {
+	if (!file || fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC || !may_keep_file()) {
+		free(file);
 		close(fd);
 		return false;
 	}
@@ -1199,7 +1199,7 @@ static size_t add_from_cgroup(struct pids *pids)
 	cgroup.incomplete |= error == EMFILE;
 	if (nr_victims == first)
 		return 0;
-	get_pids(&again);
+	cgroup.incomplete |= !get_pids(&again);
 	for (size_t i = first; i < nr_victims; i++) {
 		struct victim *v = victims[i];
 
