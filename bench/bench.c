@@ -50,12 +50,13 @@
  * Folios of a file are small or large. They come into the page cache by the
  * victim's page faults (FRESH), or they have been accessed before, as when a
  * program is started for the second time: then a second access, which is what
- * the base takes unmapping for, moves them between the LRU lists.
+ * the base takes unmapping for, moves them between the LRU lists. Readahead
+ * makes folios of three pages by default (AHEAD), larger ones if it is larger.
  */
-enum kind { ANON, HUGE, SMALL, FRESH, LARGE, KINDS };
+enum kind { ANON, HUGE, SMALL, FRESH, AHEAD, LARGE, KINDS };
 enum way { LMKD, ONE_CALL };
 
-static const char *const kind_name[] = { "anon", "huge", "small", "fresh", "large" };
+static const char *const kind_name[] = { "anon", "huge", "small", "fresh", "ahead", "large" };
 static const char *const way_name[] = { "lmkd", "one" };
 
 /* Bytes of each kind that a victim holds. */
@@ -67,7 +68,7 @@ struct victim {
 
 static bool has_flag;
 /* Of the small and of the large folios. */
-static int file[KINDS] = { -1, -1, -1, -1, -1 };
+static int file[KINDS] = { -1, -1, -1, -1, -1, -1 };
 
 __attribute__((format(printf, 1, 2), noreturn))
 static void die(const char *fmt, ...)
@@ -230,13 +231,13 @@ static void make_files(const struct victim *v)
 {
 	char path[32];
 
-	/* The default, 128 KiB, makes folios of three pages. */
-	set("/sys/block/vda/queue/read_ahead_kb", "512");
 	for (enum kind k = SMALL; k <= LARGE; k++) {
 		if (file[k] >= 0 || !v->size[k])
 			continue;
 		snprintf(path, sizeof(path), "/mnt/%s", kind_name[k]);
-		file[k] = make_file(path, v->size[k], k != LARGE);
+		/* A file has what is set when it is opened. */
+		set("/sys/block/vda/queue/read_ahead_kb", k == LARGE ? "512" : "128");
+		file[k] = make_file(path, v->size[k], k < AHEAD);
 	}
 	/* No readahead, no folios larger than what is asked for. */
 	if (file[SMALL] >= 0)
@@ -248,7 +249,7 @@ static void make_files(const struct victim *v)
 static void *map(enum kind k, size_t size)
 {
 	static const int advice[] = { MADV_NOHUGEPAGE, MADV_HUGEPAGE, MADV_NORMAL,
-				      MADV_RANDOM, MADV_NORMAL };
+				      MADV_RANDOM, MADV_NORMAL, MADV_NORMAL };
 	char byte;
 	volatile char *p;
 

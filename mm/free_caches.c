@@ -70,17 +70,18 @@ struct run {
 /*
  * Buffers and other private data hold a reference, and a filesystem may want
  * to sleep or to take locks of its own when it lets go of them, so this
- * precedes the locked part. It needs no check of the reference count: giving
- * up clean buffers of a folio that stays is harmless.
+ * precedes the locked part. Whoever has pinned the folio to write into it is
+ * going to make it dirty, and the filesystem relies on its buffers then.
  */
-static void release_private(struct folio *folio)
+static void release_private(struct folio *folio, unsigned int refs)
 {
 	/* s390 is here with the page-table lock held. */
 	if (IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER) || !folio_trylock(folio))
 		return;
 
 	if (folio->mapping && !folio_mapped(folio) &&
-	    !folio_test_dirty(folio) && !folio_test_writeback(folio))
+	    !folio_test_dirty(folio) && !folio_test_writeback(folio) &&
+	    folio_ref_count(folio) <= folio_nr_pages(folio) + refs + 1)
 		filemap_release_folio(folio, 0);
 	folio_unlock(folio);
 }
@@ -90,28 +91,28 @@ static void release_private(struct folio *folio)
  * the caller has any. i_pages is locked.
  *
  * Whoever maps, locks or writes the folio holds a reference, or else the folio
- * is marked as locked for a read, or under writeback. After the freeze nobody
- * can get a reference, so that none of this can begin any more, and the folio
- * lock is not needed; see __remove_mapping() for the rest.
+ * is marked as locked for a read, or under writeback. The end of writeback takes
+ * a reference for a moment without asking whether it may, so this has to be
+ * known before the freeze; i_pages keeps it from beginning. After the freeze
+ * nobody can get a reference, so that nothing else can begin, either, and the
+ * folio lock is not needed; see __remove_mapping() for the rest.
  */
 static enum mrelease_refusal freeze_clean_folio(struct folio *folio,
 						unsigned int refs)
 {
-	const unsigned long busy = BIT(PG_locked) | BIT(PG_dirty) | BIT(PG_writeback);
 	const int expected = folio_nr_pages(folio) + refs;
-	unsigned long flags;
 
+	if (folio_test_writeback(folio))
+		return MRELEASE_WRITEBACK;
 	if (folio_has_private(folio))
 		return MRELEASE_PRIVATE;
 	if (!folio_ref_freeze(folio, expected))
 		return MRELEASE_USED;
-	flags = READ_ONCE(folio->flags.f) & busy;
-	if (likely(!flags))
+	if (likely(!(READ_ONCE(folio->flags.f) & (BIT(PG_locked) | BIT(PG_dirty)))))
 		return MRELEASE_OK;
 	folio_ref_unfreeze(folio, expected);
 
-	return flags & BIT(PG_writeback) ? MRELEASE_WRITEBACK :
-	       flags & BIT(PG_dirty) ? MRELEASE_DIRTY : MRELEASE_LOCKED;
+	return folio_test_dirty(folio) ? MRELEASE_DIRTY : MRELEASE_LOCKED;
 }
 
 /*
@@ -296,7 +297,7 @@ static void evict_run(struct run *run)
 
 	for (unsigned int i = 0; i < run->nr; i++) {
 		if (folio_has_private(run->folios[i]))
-			release_private(run->folios[i]);
+			release_private(run->folios[i], run->refs[i]);
 	}
 	run->evicted = 0;
 	memset(run->refused, 0, sizeof(run->refused));

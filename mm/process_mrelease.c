@@ -3,7 +3,6 @@
  * process_mrelease(): free the memory of a dying process before it does.
  */
 #include <linux/mm.h>
-#include <linux/mm_inline.h>
 #include <linux/oom.h>
 #include <linux/pagemap.h>
 #include <linux/pid.h>
@@ -36,7 +35,7 @@ void remember_exit_mm(void)
 
 	if (current->mm && !signal->exit_mm) {
 		mmgrab(current->mm);
-		signal->exit_mm = current->mm;
+		WRITE_ONCE(signal->exit_mm, current->mm);
 	}
 }
 
@@ -75,6 +74,10 @@ void forget_exit_mm(bool always)
 {
 	struct signal_struct *signal = current->signal;
 	struct mm_struct *mm;
+
+	/* Mostly it was not remembered. Whoever remembers comes here himself. */
+	if (!READ_ONCE(signal->exit_mm))
+		return;
 
 	spin_lock_irq(&current->sighand->siglock);
 	mm = signal->exit_mm;
@@ -241,6 +244,23 @@ static bool is_other_sharer(struct task_struct *p, struct task_struct *victim,
 	       process_shares_mm(p, mm);
 }
 
+/* May the caller kill all of them? */
+static int check_other_sharers(struct task_struct *victim, struct mm_struct *mm)
+{
+	struct task_struct *p;
+	int ret;
+
+	for_each_process(p) {
+		if (!is_other_sharer(p, victim, mm))
+			continue;
+		ret = check_kill_mrelease(p);
+		if (ret)
+			return ret;
+	}
+
+	return 0;
+}
+
 /*
  * Kill a process if it still uses the mm. With the lock of one of its threads
  * held it can neither leave the mm by execve(), see remember_old_mm(), nor get
@@ -248,6 +268,7 @@ static bool is_other_sharer(struct task_struct *p, struct task_struct *victim,
  */
 static int kill_user(struct task_struct *leader, struct mm_struct *mm)
 {
+	const bool dying = READ_ONCE(leader->signal->flags) & SIGNAL_GROUP_EXIT;
 	struct task_struct *p = find_lock_task_mm(leader);
 	int ret = 1;
 
@@ -256,7 +277,7 @@ static int kill_user(struct task_struct *leader, struct mm_struct *mm)
 	if (p->mm == mm)
 		ret = kill_mrelease(leader, mm) ? 0 : -EPERM;
 	task_unlock(p);
-	if (!ret) {
+	if (!ret && !dying) {
 		count_vm_event(MRELEASE_KILL);
 		trace_mrelease_kill(leader, mm);
 	}
@@ -307,13 +328,9 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 	if (ret)
 		return ret;
 	if (shared) {
-		for_each_process(p) {
-			if (!is_other_sharer(p, leader, mm))
-				continue;
-			ret = check_kill_mrelease(p);
-			if (ret)
-				return ret;
-		}
+		ret = check_other_sharers(leader, mm);
+		if (ret)
+			return ret;
 	}
 
 	ret = kill_user(leader, mm);
@@ -329,13 +346,14 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 
 /*
  * Wait until all pages are free that somebody had taken out of the page tables
- * of this mm when we had done the same. Mostly there is nobody. Else it is
- * exit_mmap(), which says when it is done, or somebody who holds mmap_lock
- * until then: another reaper, a munmap() that was under way.
+ * of this mm when we had done the same. Mostly there is nobody, or it is
+ * exit_mmap(), which says when it is done. For others, like a madvise() that was
+ * under way, it is a matter of a moment, unless there are more and more of them.
  */
 static int wait_for_gathers(struct mm_struct *mm)
 {
 	unsigned long *flags = ACCESS_PRIVATE(&mm->flags, __mm_flags);
+	unsigned long end = jiffies + HZ;
 
 	/* First the page tables, some without their lock, then the count. */
 	smp_mb();
@@ -343,19 +361,22 @@ static int wait_for_gathers(struct mm_struct *mm)
 		return 0;
 	if (wait_on_bit(flags, MMF_EXIT_UNMAP, TASK_KILLABLE))
 		return -EINTR;
-	if (!mm_tlb_flush_pending(mm))
-		return 0;
-	if (mmap_write_lock_killable(mm))
-		return -EINTR;
-	mmap_write_unlock(mm);
+	while (mm_tlb_flush_pending(mm)) {
+		if (time_after(jiffies, end))
+			return -EAGAIN;
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
 
 	return 0;
 }
 
 /*
- * Has somebody begun to unmap when the mm, which has just been marked, was not
- * yet: a reaper without the flag or, if no thread used the mm any more,
- * exit_mmap()? They say that they do before they look at the mark.
+ * Has somebody begun to unmap when the mm was not marked yet, or when folios
+ * were still in the batches of other CPUs? A reaper says so by MMF_UNSTABLE. An
+ * exit drains the batches if it sees the mark, so it matters only if no thread
+ * used the mm any more (@left) when that was set.
  */
 static bool others_are_ahead(struct mm_struct *mm, bool left)
 {
@@ -365,15 +386,6 @@ static bool others_are_ahead(struct mm_struct *mm, bool left)
 	       (left && !atomic_read(&mm->mm_users) &&
 		(mm_flags_test(MMF_EXIT_UNMAP, mm) ||
 		 mm_flags_test(MMF_OOM_SKIP, mm)));
-}
-
-/* Does anybody have pages that are in no page table any more? */
-static bool others_unmap(struct mm_struct *mm)
-{
-	if (!mm_flags_test(MMF_EXIT_UNMAP, mm))
-		return mm_tlb_flush_pending(mm);
-	/* One gather is that of the exit, which waits for us at last. */
-	return !mm_flags_test(MMF_OOM_SKIP, mm) || mm_tlb_flush_nested(mm);
 }
 
 /* Evict what is clean and unmapped in the part of a file that a VMA maps. */
@@ -395,25 +407,18 @@ static void evict_file_range(struct vm_area_struct *vma)
 		last = folio_next_index(folio) - 1;
 		folio_put(folio);
 	}
-	mapping_try_invalidate(mapping, first, last, NULL);
+	count_vm_events(MRELEASE_EVICT,
+			mapping_try_invalidate(mapping, first, last, NULL));
 }
 
 /*
- * Those who were ahead of the mark have left file folios in the page cache, and
- * nothing but the VMAs tells which. Wait for their unmapping to be over. What
- * an exit still has in its batches it is going to evict, since it looks for the
- * mark again when we have unlocked the mm. The rest is unmapped by now.
+ * Evict what others have let go of. Nothing but the VMAs tells which folios that
+ * could be.
  */
 static int evict_behind_others(struct mm_struct *mm)
 {
 	VMA_ITERATOR(vmi, mm, 0);
 	struct vm_area_struct *vma;
-
-	while (others_unmap(mm)) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		schedule_timeout_uninterruptible(1);
-	}
 
 	lru_add_drain_all();
 	for_each_vma(vmi, vma) {
@@ -429,20 +434,41 @@ static int evict_behind_others(struct mm_struct *mm)
 }
 
 /*
- * Free all that a killed mm holds, and be sure that it is free. If others
- * were ahead, exit_mmap() may have come to its end: -ESRCH.
+ * With the lock for writing, reapers that were ahead are done, and so is the
+ * unmapping of exit_mmap(). What it still has in its batches it is going to
+ * evict, since it looks for the mark again when we have unlocked the mm.
  */
-static int reap_killed_mm(struct mm_struct *mm, bool ahead)
+static int lock_behind_others(struct mm_struct *mm)
 {
+	if (mmap_write_lock_killable(mm))
+		return -EINTR;
+	mmap_write_downgrade(mm);
+
+	return 0;
+}
+
+/*
+ * Free all that a marked mm holds, and be sure that it is free. If others were
+ * ahead, exit_mmap() may have come to its end: -ESRCH.
+ */
+static int reap_marked_mm(struct mm_struct *mm, bool left)
+{
+	bool ahead;
 	int ret = 0;
 
-	if (mmap_read_lock_killable(mm))
+	/*
+	 * Folios in the batches of other CPUs, recently read or marked as
+	 * accessed, carry a reference that forbids to evict them.
+	 */
+	lru_add_drain_all();
+	ahead = others_are_ahead(mm, left);
+	if (ahead ? lock_behind_others(mm) : mmap_read_lock_killable(mm))
 		return -EINTR;
 	if (ahead && mtree_empty(&mm->mm_mt))
 		ret = -ESRCH;
 	else if (!__oom_reap_task_mm(mm))
 		ret = -EAGAIN;
-	else if (ahead)
+	else if (ahead || IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER))
 		ret = evict_behind_others(mm);
 	mmap_read_unlock(mm);
 
@@ -467,6 +493,8 @@ static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
 	leader = current_leader(victim);
 	if (leader)
 		ret = check_kill_mrelease(leader);
+	if (!ret && atomic_read(&mm->mm_users))
+		ret = check_other_sharers(leader, mm);
 	read_unlock(&tasklist_lock);
 	if (ret)
 		return ret;
@@ -488,7 +516,7 @@ static int reap_old_mm(struct task_struct *victim, const struct mm_struct *done)
 		return 0;
 	if (mm != done && mm_is_dying(mm)) {
 		mm_flags_set(MMF_REAP_KILLED, mm);
-		ret = reap_killed_mm(mm, others_are_ahead(mm, true));
+		ret = reap_marked_mm(mm, true);
 	}
 	mmdrop(mm);
 
@@ -534,7 +562,7 @@ static int reap_kill(struct task_struct *task)
 		goto drop_mm;
 
 	trace_mrelease_start(task, mm, PROCESS_MRELEASE_REAP_KILL, 0);
-	ret = reap_killed_mm(mm, others_are_ahead(mm, left));
+	ret = reap_marked_mm(mm, left);
 	if (!ret)
 		ret = reap_old_mm(task, mm);
 

@@ -7,11 +7,14 @@
  * is looked at when its only references are those that the test knows.
  */
 #include <kunit/test.h>
+#include <linux/cpumask.h>
 #include <linux/folio_batch.h>
 #include <linux/fs.h>
 #include <linux/initrd.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/sched.h>
+#include <linux/smp.h>
 #include <linux/swap.h>
 #include <linux/vmstat.h>
 
@@ -431,7 +434,8 @@ static int free_caches_init(struct kunit *test)
 	mapping_set_large_folios(&fc->inode.i_data);
 	test->priv = fc;
 
-	return 0;
+	/* What is in this CPU's batches stays in this CPU's batches. */
+	return set_cpus_allowed_ptr(current, cpumask_of(raw_smp_processor_id()));
 }
 
 static void free_caches_exit(struct kunit *test)
