@@ -365,7 +365,7 @@ FIXTURE_TEARDOWN(error)
 	close(self->pidfd);
 }
 
-TEST_F(error, unknown_flags)
+TEST_F_TIMEOUT(error, unknown_flags, TIMEOUT)
 {
 	for (unsigned int bit = 1; bit < 32; bit++) {
 		EXPECT_EQ(EINVAL, mrelease(-1, variant->flags | 1U << bit));
@@ -376,7 +376,7 @@ TEST_F(error, unknown_flags)
 	EXPECT_EQ(0, waitpid(self->pid, NULL, WNOHANG));
 }
 
-TEST_F(error, no_pidfd)
+TEST_F_TIMEOUT(error, no_pidfd, TIMEOUT)
 {
 	int fd = open("/dev/null", O_RDONLY);
 
@@ -386,7 +386,7 @@ TEST_F(error, no_pidfd)
 	EXPECT_EQ(EBADF, mrelease(fd, variant->flags));
 }
 
-TEST_F(error, gone)
+TEST_F_TIMEOUT(error, gone, TIMEOUT)
 {
 	siginfo_t info;
 
@@ -401,7 +401,7 @@ TEST_F(error, gone)
 	}
 }
 
-TEST_F(error, kernel_thread)
+TEST_F_TIMEOUT(error, kernel_thread, TIMEOUT)
 {
 	char name[16];
 	int pidfd;
@@ -437,14 +437,14 @@ FIXTURE_TEARDOWN(no_flag)
 	tear_down(&self->env);
 }
 
-TEST_F(no_flag, live_victim)
+TEST_F_TIMEOUT(no_flag, live_victim, TIMEOUT)
 {
 	EXPECT_EQ(EINVAL, mrelease(self->victim.proc.pidfd, 0));
 	EXPECT_GE(measure(&self->env).charge, PAGES * psize());
 	EXPECT_TRUE(intact(&self->victim.proc));
 }
 
-TEST_F(no_flag, killed_victim)
+TEST_F_TIMEOUT(no_flag, killed_victim, TIMEOUT)
 {
 	struct usage usage;
 	int ret;
@@ -788,7 +788,7 @@ FIXTURE_TEARDOWN(only_copy)
 	tear_down(&self->env);
 }
 
-TEST_F(only_copy, stays)
+TEST_F_TIMEOUT(only_copy, stays, TIMEOUT)
 {
 	const struct spec spec = {
 		.anon = PAGES, .file = default_huge_page_size() / psize(),
@@ -830,7 +830,7 @@ FIXTURE_TEARDOWN(reap_kill)
 }
 
 /* What another process maps stays, to the page. */
-TEST_F(reap_kill, file_mapped_by_others)
+TEST_F_TIMEOUT(reap_kill, file_mapped_by_others, TIMEOUT)
 {
 	const struct spec spec = { .file = PAGES, .advice = MADV_RANDOM };
 	unsigned char resident[PAGES / 2];
@@ -955,7 +955,7 @@ static void close_trace(struct trace *trace)
 }
 
 /* The signal says who sent it, and is the only one. */
-TEST_F(reap_kill, si_code)
+TEST_F_TIMEOUT(reap_kill, si_code, TIMEOUT)
 {
 	const struct spec spec = { .anon = PAGES };
 	struct trace trace = { };
@@ -1117,11 +1117,22 @@ FIXTURE_TEARDOWN(pinned)
 	tear_down(&self->env);
 }
 
-TEST_F(pinned, is_found)
+TEST_F_TIMEOUT(pinned, is_found, TIMEOUT)
 {
 	struct proc *p = &self->victim.proc;
 	struct usage usage;
-	int ret;
+	int ret, status;
+	pid_t pid;
+
+	/* There is nobody left to be killed, but not everybody may ask for it. */
+	pid = fork();
+	if (!pid)
+		_exit(setresuid(NOBODY, NOBODY, NOBODY) ? 1 :
+		      mrelease(p->pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(has_reap_kill() ? EPERM : EINVAL, WEXITSTATUS(status));
+	EXPECT_EQ(PAGES, measure(&self->env).cache);
 
 	ret = mrelease(p->pidfd, variant->flags);
 	usage = measure(&self->env);
