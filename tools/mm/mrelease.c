@@ -799,14 +799,17 @@ static void reap_kill(struct victim *v)
  */
 static void kill_and_reap(struct victim *v)
 {
+	bool shared = false;
 	int error;
 
 	v->error = is_kthread(v) ? ESRCH : send(v->pidfd, SIGKILL);
 	if (v->error)
 		return;
-	do
+	do {
 		error = mrelease(v->pidfd, 0);
-	while ((error == EAGAIN || error == EINVAL) && !has_ended(v->pidfd, 1) && !is_late());
+		/* All its threads have been killed: so there must be others. */
+		shared |= error == EINVAL;
+	} while ((error == EAGAIN || error == EINVAL) && !has_ended(v->pidfd, 1) && !is_late());
 	while (!has_ended(v->pidfd, TICK_MS)) {
 		if (is_late()) {
 			v->error = ETIMEDOUT;
@@ -814,9 +817,8 @@ static void kill_and_reap(struct victim *v)
 			return;
 		}
 	}
-	/* All its threads have been killed: so there must be others. */
-	if (error == EINVAL) {
-		v->error = error;
+	if (shared) {
+		v->error = EINVAL;
 		snprintf(v->why, sizeof(v->why), "killed, but somebody else uses its memory");
 	}
 }
