@@ -381,7 +381,7 @@ static int wait_for_gathers(struct mm_struct *mm)
 static bool others_are_ahead(struct mm_struct *mm, bool left)
 {
 	/* First the mark, then this: they do the reverse. */
-	smp_mb__after_atomic();
+	smp_mb();
 	return mm_flags_test(MMF_UNSTABLE, mm) ||
 	       (left && !atomic_read(&mm->mm_users) &&
 		(mm_flags_test(MMF_EXIT_UNMAP, mm) ||
