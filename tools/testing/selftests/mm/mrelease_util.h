@@ -10,9 +10,11 @@
 #include <limits.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
+#include <linux/sched.h>
 #include <linux/userfaultfd.h>
 #include <mntent.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -247,6 +249,53 @@ static inline long slack(void)
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
 	return slack_of(cpus < 8 ? cpus : 8);
+}
+
+/*
+ * A child in the cgroup of the test that becomes what it should be, says so, and
+ * then waits for its end. Returns its PID, or -1 if it could not.
+ */
+static inline pid_t start_child(const struct env *env, bool (*become)(const void *),
+				const void *arg, int *pidfd)
+{
+	struct clone_args args = {
+		.flags = CLONE_PIDFD | CLONE_INTO_CGROUP,
+		.pidfd = (uintptr_t)pidfd,
+		.exit_signal = SIGCHLD,
+		.cgroup = env->cgroup_fd,
+	};
+	int ready[2];
+	pid_t pid;
+	char c;
+
+	if (pipe(ready))
+		return -1;
+	pid = syscall(__NR_clone3, &args, sizeof(args));
+	if (!pid) {
+		close(ready[0]);
+		if (!become(arg) || write(ready[1], "", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	if (pid > 0 && read(ready[0], &c, 1) != 1) {
+		waitpid(pid, NULL, 0);
+		close(*pidfd);
+		pid = -1;
+	}
+	close(ready[0]);
+	return pid;
+}
+
+/* The signal that a child died of, or -1. */
+static inline int died_of(pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid || !WIFSIGNALED(status))
+		return -1;
+	return WTERMSIG(status);
 }
 
 /* What somebody reads who keeps a process's memory in use. */
