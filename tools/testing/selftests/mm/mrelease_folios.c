@@ -355,6 +355,7 @@ static char *touch(struct victim *v, char *file)
 	force_read_pages(file, PAGES, psize());
 	if (v->size == collapsed && madvise(file, len, MADV_COLLAPSE))
 		perror("MADV_COLLAPSE");
+	keep_khugepaged_away(file, len);
 	v->report->large = is_large(file + len / 2);
 	v->report->huge = pmd && check_huge_file(file, len / pmd, pmd);
 	return file;
@@ -503,8 +504,8 @@ static bool deactivated(struct victim *v)
 }
 
 /*
- * Begin a new generation of this cgroup's folios, and count those that have any
- * of files. 0 if there are no generations.
+ * Begin a new generation of this cgroup's folios. Returns how many had any of
+ * files, or -1.
  */
 static int age(void)
 {
@@ -535,21 +536,22 @@ static int age(void)
 	if (gens)
 		fclose(gens);
 	if (!max)
-		return 0;
+		return -1;
 	snprintf(line, sizeof(line), "+ %llu %d %lu 20 1", memcg, node, max);
-	return put(AT_FDCWD, "/sys/kernel/debug/lru_gen", line) ? used : 0;
+	return put(AT_FDCWD, "/sys/kernel/debug/lru_gen", line) ? used : -1;
 }
 
-/* In each generation some are accessed again. */
+/* What was accessed before a generation began goes there; then comes another. */
 static bool aged(struct victim *v)
 {
-	char *file = read_file_pages(v);
+	char *file = map_file(v, PROT_READ, MAP_SHARED);
 
-	for (long pages = PAGES / 2; pages > PAGES / 16; pages /= 2) {
-		if (!age())
+	for (long i = 0; i < PAGES; i += PAGES / 4) {
+		force_read_pages(file + i * psize(), PAGES / 4, psize());
+		if (age() < 0 || age() < 0)
 			return false;
-		force_read_pages(file, pages, psize());
 	}
+	touch(v, file);
 	return age() > 1;
 }
 

@@ -118,6 +118,8 @@ static void make_file(int fd)
 		my.file[n] = map(me->file, me->prot ?: PROT_READ, me->flags ?: MAP_SHARED,
 				 fd, me->advice);
 		touch_file(my.file[n]);
+		if (me->advice == MADV_HUGEPAGE)
+			keep_khugepaged_away(my.file[n], me->file * psize());
 		if (me->lock && mlock(my.file[n], me->file * psize()))
 			_exit(1);
 	}

@@ -324,6 +324,16 @@ static inline void *map(long pages, int prot, int flags, int fd, int advice)
 	return p;
 }
 
+/*
+ * Keep khugepaged away from what MADV_HUGEPAGE has told it of. It may wait for a
+ * folio that is being read, with a reference to it, and still have that when it
+ * is looked whether the folio can go. This waits for it.
+ */
+static inline void keep_khugepaged_away(void *addr, size_t len)
+{
+	madvise(addr, len, MADV_NOHUGEPAGE);
+}
+
 /* What /proc/kpageflags says of the page that is mapped there. */
 static inline uint64_t page_flags(char *addr)
 {
