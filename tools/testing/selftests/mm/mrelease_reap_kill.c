@@ -71,18 +71,6 @@ static struct {
 	int sock[2];
 } my;
 
-static bool is_large(char *addr)
-{
-	int pagemap = open("/proc/self/pagemap", O_RDONLY);
-	int kpageflags = open("/proc/kpageflags", O_RDONLY);
-	uint64_t flags = 0;
-
-	pageflags_get(pagemap_get_pfn(pagemap, addr), kpageflags, &flags);
-	close(pagemap);
-	close(kpageflags);
-	return flags & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
-}
-
 static void touch_file(char *file)
 {
 	for (long i = 0; i < me->file; i += me->step ?: 1)
@@ -103,21 +91,6 @@ static bool anon_intact(void)
 			return false;
 	}
 	return true;
-}
-
-static void *map(long pages, int prot, int flags, int fd, int advice)
-{
-	/* Huge pages need to be aligned. */
-	size_t len = pages * psize(), align = 4 << 20;
-	char *p = mmap(NULL, len + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (p == MAP_FAILED)
-		_exit(1);
-	p = (char *)(((uintptr_t)p + align - 1) & -align);
-	if (mmap(p, len, prot, flags | MAP_FIXED, fd, 0) == MAP_FAILED ||
-	    (advice && advice != MADV_PAGEOUT && madvise(p, len, advice)))
-		_exit(1);
-	return p;
 }
 
 static void make_anon(void)
@@ -145,6 +118,8 @@ static void make_file(int fd)
 		my.file[n] = map(me->file, me->prot ?: PROT_READ, me->flags ?: MAP_SHARED,
 				 fd, me->advice);
 		touch_file(my.file[n]);
+		if (me->advice == MADV_HUGEPAGE)
+			keep_khugepaged_away(my.file[n], me->file * psize());
 		if (me->lock && mlock(my.file[n], me->file * psize()))
 			_exit(1);
 	}
@@ -242,17 +217,11 @@ static void spawn(struct __test_metadata *_metadata, struct env *env,
 		  const struct spec *spec, struct victim *v)
 {
 	int sock[2], sharer[2];
-	struct clone_args args = {
-		.flags = CLONE_PIDFD | CLONE_INTO_CGROUP,
-		.pidfd = (uintptr_t)&v->proc.pidfd,
-		.exit_signal = SIGCHLD,
-		.cgroup = env->cgroup_fd,
-	};
 
 	memset(v, 0, sizeof(*v));
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sock));
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, sharer));
-	v->proc.pid = syscall(__NR_clone3, &args, sizeof(args));
+	v->proc.pid = fork_into_cgroup(env, &v->proc.pidfd);
 	ASSERT_GE(v->proc.pid, 0);
 	if (!v->proc.pid) {
 		close(sock[1]);

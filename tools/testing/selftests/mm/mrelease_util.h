@@ -36,6 +36,7 @@
 
 #define NO_PIN	"needs userfaultfd and process_vm_readv"
 #define NO_FLAG	"kernel without PROCESS_MRELEASE_REAP_KILL"
+#define NO_DISK	"needs a file on disk, see TMPDIR"
 
 /* 0 or what errno would be. */
 static inline int mrelease(int pidfd, unsigned int flags)
@@ -181,22 +182,32 @@ static inline void make_cold(struct __test_metadata *_metadata, int fd)
 	ASSERT_EQ(0, cached(fd));
 }
 
+/* A file without a name where the tests take place, or -1 if that is no disk. */
+static inline int open_scratch(void)
+{
+	int fd = open(getenv("TMPDIR") ?: ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	struct statfs fs;
+
+	if (fd >= 0 && !fstatfs(fd, &fs) && fs.f_type != TMPFS_MAGIC &&
+	    fs.f_type != RAMFS_MAGIC)
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	return -1;
+}
+
 /* False if the test is skipped. */
 static inline bool set_up(struct __test_metadata *_metadata, struct env *env,
 			  bool flag, long pages)
 {
-	const char *dir = getenv("TMPDIR") ?: ".";
-	struct statfs fs;
-
 	if (flag && !has_reap_kill())
 		SKIP(return false, NO_FLAG);
 	if (geteuid())
 		SKIP(return false, "needs root");
 	if (pages) {
-		env->fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-		if (env->fd < 0 || fstatfs(env->fd, &fs) || fs.f_type == TMPFS_MAGIC ||
-		    fs.f_type == RAMFS_MAGIC)
-			SKIP(return false, "needs a file on disk, see TMPDIR");
+		env->fd = open_scratch();
+		if (env->fd < 0)
+			SKIP(return false, NO_DISK);
 		env->pages = pages;
 		ASSERT_TRUE(write_pages(env->fd, pages, 0));
 		make_cold(_metadata, env->fd);
@@ -251,12 +262,8 @@ static inline long slack(void)
 	return slack_of(cpus < 8 ? cpus : 8);
 }
 
-/*
- * A child in the cgroup of the test that becomes what it should be, says so, and
- * then waits for its end. Returns its PID, or -1 if it could not.
- */
-static inline pid_t start_child(const struct env *env, bool (*become)(const void *),
-				const void *arg, int *pidfd)
+/* fork(), but the child is in the cgroup of the test. */
+static inline pid_t fork_into_cgroup(const struct env *env, int *pidfd)
 {
 	struct clone_args args = {
 		.flags = CLONE_PIDFD | CLONE_INTO_CGROUP,
@@ -264,13 +271,24 @@ static inline pid_t start_child(const struct env *env, bool (*become)(const void
 		.exit_signal = SIGCHLD,
 		.cgroup = env->cgroup_fd,
 	};
+
+	return syscall(__NR_clone3, &args, sizeof(args));
+}
+
+/*
+ * A child in the cgroup of the test that becomes what it should be, says so, and
+ * then waits for its end. Returns its PID, or -1 if it could not.
+ */
+static inline pid_t start_child(const struct env *env, bool (*become)(const void *),
+				const void *arg, int *pidfd)
+{
 	int ready[2];
 	pid_t pid;
 	char c;
 
 	if (pipe(ready))
 		return -1;
-	pid = syscall(__NR_clone3, &args, sizeof(args));
+	pid = fork_into_cgroup(env, pidfd);
 	if (!pid) {
 		close(ready[0]);
 		if (!become(arg) || write(ready[1], "", 1) != 1)
@@ -286,6 +304,52 @@ static inline pid_t start_child(const struct env *env, bool (*become)(const void
 	}
 	close(ready[0]);
 	return pid;
+}
+
+/*
+ * In a victim: memory or a file, mapped as it should be, and aligned as huge
+ * pages need it.
+ */
+static inline void *map(long pages, int prot, int flags, int fd, int advice)
+{
+	size_t len = pages * psize(), align = 4 << 20;
+	char *p = mmap(NULL, len + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		_exit(1);
+	p = (char *)(((uintptr_t)p + align - 1) & -align);
+	if (mmap(p, len, prot, flags | MAP_FIXED, fd, 0) == MAP_FAILED ||
+	    (advice && advice != MADV_PAGEOUT && madvise(p, len, advice)))
+		_exit(1);
+	return p;
+}
+
+/*
+ * Keep khugepaged away from what MADV_HUGEPAGE has told it of. It may wait for a
+ * folio that is being read, with a reference to it, and still have that when it
+ * is looked whether the folio can go. This waits for it.
+ */
+static inline void keep_khugepaged_away(void *addr, size_t len)
+{
+	madvise(addr, len, MADV_NOHUGEPAGE);
+}
+
+/* What /proc/kpageflags says of the page that is mapped there. */
+static inline uint64_t page_flags(char *addr)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	int kpageflags = open("/proc/kpageflags", O_RDONLY);
+	uint64_t flags = 0;
+
+	pageflags_get(pagemap_get_pfn(pagemap, addr), kpageflags, &flags);
+	close(pagemap);
+	close(kpageflags);
+	return flags;
+}
+
+static inline bool is_large(char *addr)
+{
+	return page_flags(addr) & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
 }
 
 /* The signal that a child died of, or -1. */

@@ -1,0 +1,938 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What process_mrelease() with PROCESS_MRELEASE_REAP_KILL has to free: clean
+ * file folios, whatever the file system, their size and their history.
+ *
+ * The file systems are made, when a test needs them, in files in $TMPDIR, with the
+ * tools that are in the PATH. They are mounted nowhere: the descriptors of the
+ * mount and of the loop device are all there is, and with these it all goes away.
+ */
+#define _GNU_SOURCE
+#include <link.h>
+#include <linux/loop.h>
+
+#include "mrelease_util.h"
+#include "hugepage_settings.h"
+#include "../filesystems/wrappers.h"
+
+#ifndef KPF_ACTIVE
+#define KPF_ACTIVE	BIT_ULL(6)
+#endif
+
+#define PAGES	1024L	/* of the file */
+
+/*
+ * A file system, and the command that makes it on the device $0, perhaps with the
+ * files of the current directory.
+ */
+static const struct fs {
+	const char *type;
+	const char *make;
+	bool packed;
+	bool immutable;		/* are its files */
+	bool caches;		/* compressed data, which nobody maps */
+	enum fs_nr {
+		ext4, xfs, btrfs, f2fs, f2fs_immutable, squashfs, erofs, erofs_lz4,
+		overlay_ext4, overlay_squashfs, overlay_erofs,
+	} lower;		/* of an overlay, which has what this one has */
+} filesystems[] = {
+	[ext4] = {
+		.type = "ext4",
+		.make = "mkfs.ext4 -q $0",
+	},
+	[xfs] = {
+		.type = "xfs",
+		.make = "mkfs.xfs -q $0",
+	},
+	[btrfs] = {
+		.type = "btrfs",
+		.make = "mkfs.btrfs -q $0",
+	},
+	[f2fs] = {
+		.type = "f2fs",
+		.make = "mkfs.f2fs -q $0",
+	},
+	[f2fs_immutable] = {
+		.type = "f2fs",
+		.make = "mkfs.f2fs -q $0",
+		.immutable = true,
+	},
+	/* It takes minutes to compress these files well. */
+	[squashfs] = {
+		.type = "squashfs",
+		.make = "mksquashfs . $0 -noappend -quiet -no-progress -Xcompression-level 1",
+		.packed = true,
+	},
+	[erofs] = {
+		.type = "erofs",
+		.make = "mkfs.erofs --quiet $0 .",
+		.packed = true,
+	},
+	[erofs_lz4] = {
+		.type = "erofs",
+		.make = "mkfs.erofs --quiet -zlz4 $0 .",
+		.packed = true,
+		.caches = true,
+	},
+	[overlay_ext4] = { .type = "overlay", .lower = ext4 },
+	[overlay_squashfs] = { .type = "overlay", .lower = squashfs },
+	[overlay_erofs] = { .type = "overlay", .lower = erofs },
+};
+
+/* In memory that all tests share, each of which is a process. */
+static struct image {
+	int fd;
+	bool made;
+} *images;
+
+/* A mount that no path leads to, or -1. */
+static int mount_fs(const char *type, const char *key, const char *value)
+{
+	int fs = sys_fsopen(type, FSOPEN_CLOEXEC), root = -1;
+
+	if (fs < 0)
+		return -1;
+	if ((!key || !sys_fsconfig(fs, FSCONFIG_SET_STRING, key, value, 0)) &&
+	    !sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		root = sys_fsmount(fs, FSMOUNT_CLOEXEC, 0);
+	close(fs);
+	return root;
+}
+
+/*
+ * Read and written past the page cache of the image, which would be charged to
+ * the victim. It stays for as long as the returned descriptor does, which is for
+ * reading: that of a writer may keep others from mounting it.
+ */
+static int attach_loop(int image, char *path, size_t size)
+{
+	const struct loop_config config = {
+		.fd = image,
+		.info.lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO,
+	};
+	int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+	int writer, reader, ret = -1;
+
+	do {
+		snprintf(path, size, "/dev/loop%d", ioctl(control, LOOP_CTL_GET_FREE));
+		writer = open(path, O_RDWR | O_CLOEXEC);
+		if (writer < 0)
+			break;
+		ret = ioctl(writer, LOOP_CONFIGURE, &config);
+		reader = open(path, O_RDONLY | O_CLOEXEC);
+		close(writer);
+		if (ret)
+			close(reader);
+	} while (ret && errno == EBUSY);
+	close(control);
+	return ret ? -1 : reader;
+}
+
+/* The status of a shell command; the directory has a path for it, nobody else. */
+static int run(const char *command, int dir, const char *arg)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (!pid) {
+		if (!unshare(CLONE_NEWNS) &&
+		    !sys_mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
+		    !sys_move_mount(dir, "", AT_FDCWD, "/mnt", MOVE_MOUNT_F_EMPTY_PATH) &&
+		    !chdir("/mnt") && dup2(open("/dev/null", O_RDWR), STDOUT_FILENO) >= 0)
+			execlp("sh", "sh", "-c", command, arg, NULL);
+		_exit(126);
+	}
+	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) ?
+	       WEXITSTATUS(status) : -1;
+}
+
+static void copy_program(struct __test_metadata *_metadata, int to)
+{
+	int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	char buf[65536];
+	ssize_t len;
+
+	while ((len = read(from, buf, sizeof(buf))) > 0)
+		ASSERT_EQ(len, write(to, buf, len));
+	ASSERT_EQ(0, len);
+	close(from);
+}
+
+/* The files of every file system: data, and this program. */
+static void make_files(struct __test_metadata *_metadata, const struct fs *fs, int dir)
+{
+	int file = openat(dir, "file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	int program = openat(dir, "program", O_RDWR | O_CREAT | O_CLOEXEC, 0700);
+	int immutable = FS_IMMUTABLE_FL;
+
+	ASSERT_GE(file, 0);
+	ASSERT_GE(program, 0);
+	ASSERT_TRUE(write_pages(file, PAGES, 0));
+	copy_program(_metadata, program);
+	if (fs->immutable) {
+		ASSERT_EQ(0, ioctl(file, FS_IOC_SETFLAGS, &immutable));
+		ASSERT_EQ(0, ioctl(program, FS_IOC_SETFLAGS, &immutable));
+	}
+	close(file);
+	close(program);
+}
+
+/* The directory where the files are, or -1 if the test is skipped. */
+static int open_fs(struct __test_metadata *_metadata, enum fs_nr nr)
+{
+	const struct fs *fs = &filesystems[nr];
+	struct image *image = &images[nr];
+	int device, type, tmpfs, root, status;
+	char path[32];
+
+	if (image->fd < 0)
+		SKIP(return -1, NO_DISK);
+	type = sys_fsopen(fs->type, FSOPEN_CLOEXEC);
+	if (type < 0)
+		SKIP(return -1, "kernel without %s", fs->type);
+	close(type);
+	ASSERT_EQ(0, ftruncate(image->fd, 512 << 20));
+	device = attach_loop(image->fd, path, sizeof(path));
+	if (device < 0)
+		SKIP(return -1, "needs a loop device");
+
+	if (!image->made) {
+		tmpfs = mount_fs("tmpfs", NULL, NULL);
+		if (fs->packed)
+			make_files(_metadata, fs, tmpfs);
+		status = run(fs->make, tmpfs, path);
+		if (status == 127)
+			SKIP(return -1, "needs %.*s", (int)strcspn(fs->make, " "),
+			     fs->make);
+		ASSERT_EQ(0, status);
+		/* As long as it is open, closing it does not do that. */
+		ASSERT_EQ(0, fsync(device));
+		close(tmpfs);
+		if (!fs->packed) {
+			root = mount_fs(fs->type, "source", path);
+			ASSERT_GE(root, 0);
+			make_files(_metadata, fs, root);
+			close(root);
+		}
+		image->made = true;
+	}
+	root = mount_fs(fs->type, "source", path);
+	ASSERT_GE(root, 0);
+	close(device);
+	return root;
+}
+
+/* The same as seen through an overlay. */
+static int open_overlay(struct __test_metadata *_metadata, int lower)
+{
+	int empty = mount_fs("tmpfs", NULL, NULL), root;
+	char dirs[64];
+
+	snprintf(dirs, sizeof(dirs), "/proc/self/fd/%d:/proc/self/fd/%d", lower, empty);
+	root = mount_fs("overlay", "lowerdir", dirs);
+	if (root < 0)
+		SKIP(return -1, "no overlayfs, or not over a mount without a path");
+	close(empty);
+	return root;
+}
+
+/* The file system that has the page cache. */
+static enum fs_nr lowest(enum fs_nr nr)
+{
+	return strcmp(filesystems[nr].type, "overlay") ? nr : filesystems[nr].lower;
+}
+
+/*
+ * A file, and the same as the victim finds it, which with an overlay is another.
+ * The cgroup is made here as well. False if the test is skipped.
+ */
+static bool open_file(struct __test_metadata *_metadata, struct env *env, int *seen,
+		      enum fs_nr nr, const char *name)
+{
+	const struct fs *fs = &filesystems[lowest(nr)];
+	int mode = fs->packed || fs->immutable ? O_RDONLY : O_RDWR;
+	int dir, top;
+
+	if (!set_up(_metadata, env, true, 0))
+		return false;
+	dir = open_fs(_metadata, lowest(nr));
+	top = dir >= 0 && lowest(nr) != nr ? open_overlay(_metadata, dir) : dir;
+	if (top < 0) {
+		tear_down(env);
+		return false;
+	}
+	if (!strcmp(name, "program"))
+		mode = O_RDONLY;
+	env->fd = openat(dir, name, mode | O_CLOEXEC);
+	*seen = openat(top, name, (top == dir ? mode : O_RDONLY) | O_CLOEXEC);
+	ASSERT_GE(env->fd, 0);
+	ASSERT_GE(*seen, 0);
+	close(dir);
+	if (top != dir)
+		close(top);
+
+	/* As another test has left it. */
+	if (mode == O_RDWR && wrong_page(env->fd, PAGES, 0) >= 0) {
+		ASSERT_TRUE(write_pages(env->fd, PAGES, 0));
+		ASSERT_EQ(0, fsync(env->fd));
+	}
+	ASSERT_EQ(0, posix_fadvise(env->fd, 0, 0, POSIX_FADV_DONTNEED));
+	ASSERT_EQ(0, cached(env->fd));
+	return true;
+}
+
+/* The pages in the cache, in a part of the file. */
+static long cached_in(int fd, off_t offset, size_t len)
+{
+	struct cachestat_range range = { offset, len };
+	struct cachestat cs = { .nr_cache = -1 };
+
+	syscall(__NR_cachestat, fd, &range, &cs, 0);
+	return cs.nr_cache;
+}
+
+/* squashfs reads beyond the end, too, what nobody can map. */
+static long file_cached(int fd)
+{
+	return cached_in(fd, 0, PAGES * psize());
+}
+
+/* The caller is on the first CPU, and the victim is on the last. */
+static void run_on(bool last)
+{
+	cpu_set_t cpus, one;
+	int cpu = last ? CPU_SETSIZE - 1 : 0;
+
+	sched_getaffinity(1, sizeof(cpus), &cpus);
+	while (!CPU_ISSET(cpu, &cpus))
+		cpu += last ? -1 : 1;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+}
+
+enum size {
+	small,		/* read in one by one */
+	ahead,		/* by readahead */
+	large,		/* by readahead of read() */
+	huge,		/* and mapped by a PMD */
+	collapsed,	/* the same, after they were small */
+};
+
+/* What the victim finds out about itself. */
+struct report {
+	bool large;
+	bool huge;
+	long stay;		/* pages: nobody maps any of their folios */
+	unsigned int step;	/* of the pages that were changed */
+};
+
+struct victim {
+	enum size size;
+	bool (*history)(struct victim *v);
+	int fd;
+	struct report *report;
+};
+
+static char *map_file(struct victim *v, int prot, int flags)
+{
+	static const int advice[] = {
+		[small] = MADV_RANDOM,
+		[huge] = MADV_HUGEPAGE,
+		[collapsed] = MADV_RANDOM,
+	};
+
+	if (v->size == large && wrong_page(v->fd, PAGES, v->report->step) >= 0)
+		_exit(1);
+	return map(PAGES, prot, flags, v->fd, advice[v->size]);
+}
+
+static char *touch(struct victim *v, char *file)
+{
+	const size_t len = PAGES * psize();
+	const uint64_t pmd = read_pmd_pagesize();
+
+	force_read_pages(file, PAGES, psize());
+	if (v->size == collapsed && madvise(file, len, MADV_COLLAPSE))
+		perror("MADV_COLLAPSE");
+	keep_khugepaged_away(file, len);
+	v->report->large = is_large(file + len / 2);
+	v->report->huge = pmd && check_huge_file(file, len / pmd, pmd);
+	return file;
+}
+
+static char *read_file_pages(struct victim *v)
+{
+	return touch(v, map_file(v, PROT_READ, MAP_SHARED));
+}
+
+static bool has_generations(void)
+{
+	unsigned long enabled = 0;
+	char text[32];
+
+	if (read_file("/sys/kernel/mm/lru_gen/enabled", text, sizeof(text)))
+		enabled = strtoul(text, NULL, 0);
+	return enabled && !access("/sys/kernel/debug/lru_gen", W_OK);
+}
+
+/*
+ * The histories.
+ */
+
+static bool just_read(struct victim *v)
+{
+	return read_file_pages(v);
+}
+
+/* And so on the active list. */
+static bool read_often(struct victim *v)
+{
+	char *file = read_file_pages(v);
+
+	for (int i = 0; i < 4; i++) {
+		if (wrong_page(v->fd, PAGES, 0) >= 0)
+			return false;
+	}
+	/* This takes what is in this CPU's batches to the lists. */
+	return !mlock(v, 1) && (has_generations() || page_flags(file) & KPF_ACTIVE);
+}
+
+static bool locked(struct victim *v)
+{
+	return !mlock(read_file_pages(v), PAGES * psize());
+}
+
+static bool all_locked(struct victim *v)
+{
+	return !mlockall(MCL_CURRENT | MCL_FUTURE) && read_file_pages(v);
+}
+
+static bool all_locked_on_fault(struct victim *v)
+{
+	return !mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) && read_file_pages(v);
+}
+
+static bool unlocked(struct victim *v)
+{
+	char *file = read_file_pages(v);
+
+	return !mlock(file, PAGES * psize()) && !munlock(file, PAGES * psize());
+}
+
+/* Written through the mapping; the PTEs remain. */
+static bool mapped_and_synced(struct victim *v)
+{
+	char *file = touch(v, map_file(v, PROT_READ | PROT_WRITE, MAP_SHARED));
+
+	for (long i = 0; i < PAGES; i++)
+		fill(file + i * psize(), i, 1);
+	v->report->step = 1;
+	return !fsync(v->fd);
+}
+
+static bool written_and_synced(struct victim *v)
+{
+	const size_t len = PAGES * psize();
+	char *buf = map(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	v->report->step = 1;
+	if (v->size == small) {
+		if (!write_pages(v->fd, PAGES, 1))
+			return false;
+	} else {
+		for (long i = 0; i < PAGES; i++)
+			fill(buf + i * psize(), i, 1);
+		if (pwrite(v->fd, buf, len, 0) != (ssize_t)len)
+			return false;
+	}
+	return !munmap(buf, len) && !fsync(v->fd) && read_file_pages(v);
+}
+
+/* What there is a private copy of is not mapped any more. */
+static bool partly_copied(struct victim *v)
+{
+	char *file = touch(v, map_file(v, PROT_READ | PROT_WRITE, MAP_PRIVATE));
+
+	for (long i = 0; i < PAGES; i += 2) {
+		FORCE_READ(file[i * psize()]);
+		v->report->stay += !is_large(file + i * psize());
+		file[i * psize()]++;
+	}
+	return true;
+}
+
+static bool text(struct victim *v)
+{
+	return touch(v, map_file(v, PROT_READ | PROT_EXEC, MAP_PRIVATE));
+}
+
+/* The same pages at several places, of which one is only a part. */
+static bool mapped_again(struct victim *v)
+{
+	char *part = mmap(NULL, 37 * psize(), PROT_READ, MAP_PRIVATE, v->fd,
+			  (PAGES / 2 + 5) * psize());
+
+	if (part == MAP_FAILED || !read_file_pages(v) || !read_file_pages(v))
+		return false;
+	force_read_pages(part, 37, psize());
+	return true;
+}
+
+/* A few pages in the middle of the file, and of the large folios around them. */
+static bool middle(struct victim *v)
+{
+	const long first = PAGES * 3 / 4 - 5, end = first + 10;
+	char *file = read_file_pages(v);
+	long from = first, to = end;
+
+	while (page_flags(file + from * psize()) & KPF_COMPOUND_TAIL)
+		from--;
+	while (to < PAGES && (page_flags(file + to * psize()) & KPF_COMPOUND_TAIL))
+		to++;
+	v->report->stay = PAGES - (to - from);
+	if (munmap(file, first * psize()) ||
+	    munmap(file + end * psize(), (PAGES - end) * psize()))
+		return false;
+	force_read_pages(file + first * psize(), end - first, psize());
+	return true;
+}
+
+static bool deactivated(struct victim *v)
+{
+	return !madvise(read_file_pages(v), PAGES * psize(), MADV_COLD);
+}
+
+/*
+ * Begin a new generation of this cgroup's folios. Returns how many had any of
+ * files, or -1.
+ */
+static int age(void)
+{
+	char line[PATH_MAX + 32], path[PATH_MAX] = "", name[PATH_MAX];
+	FILE *gens = fopen("/sys/kernel/debug/lru_gen", "r+");
+	FILE *cgroup = fopen("/proc/self/cgroup", "r");
+	unsigned long long memcg = 0, id;
+	unsigned long seq, max = 0, file;
+	int node = -1, nid = -1, used = 0;
+
+	while (cgroup && fgets(line, sizeof(line), cgroup))
+		sscanf(line, "0::%s", path);
+	while (gens && fgets(line, sizeof(line), gens)) {
+		if (sscanf(line, "memcg %llu %s", &id, name) == 2) {
+			if (!strcmp(name, path))
+				memcg = id;
+			nid = strcmp(name, path) ? -1 : 0;
+		} else if (nid >= 0 && sscanf(line, " node %d", &nid) != 1 &&
+			   sscanf(line, "%lu %*u %*u%*c %lu", &seq, &file) == 2) {
+			if (seq > max)
+				max = seq;
+			used += file > 0;
+			node = nid;
+		}
+	}
+	if (cgroup)
+		fclose(cgroup);
+	if (gens)
+		fclose(gens);
+	if (!max)
+		return -1;
+	snprintf(line, sizeof(line), "+ %llu %d %lu 20 1", memcg, node, max);
+	return put(AT_FDCWD, "/sys/kernel/debug/lru_gen", line) ? used : -1;
+}
+
+/*
+ * What was accessed before two generations began goes to the second. The CPU
+ * says so only if it has to look into the page tables; and MGLRU does not look
+ * into VMAs with MADV_RANDOM.
+ */
+static bool aged(struct victim *v)
+{
+	char *file = read_file_pages(v);
+
+	for (long pages = PAGES; pages >= PAGES / 4; pages /= 2) {
+		force_read_pages(file, pages, psize());
+		if (age() < 0 || mprotect(file, PAGES * psize(), PROT_NONE) ||
+		    mprotect(file, PAGES * psize(), PROT_READ))
+			return false;
+	}
+	return age() > 1;
+}
+
+static bool become_victim(const void *arg)
+{
+	struct victim *v = (void *)arg;
+
+	run_on(true);
+	return v->history(v);
+}
+
+/*
+ * The matrix.
+ */
+FIXTURE(folios) {
+	struct env env;
+	int fd;			/* for the victim */
+	struct report *report;
+};
+
+FIXTURE_VARIANT(folios) {
+	enum fs_nr fs;
+	enum size size;
+	bool (*history)(struct victim *v);
+};
+
+#define ROW(_fs, _size, _history) \
+	FIXTURE_VARIANT_ADD(folios, _fs##_##_size##_##_history) { \
+		.fs = _fs, .size = _size, .history = _history, \
+	}
+
+ROW(ext4, small, just_read);
+ROW(ext4, small, read_often);
+ROW(ext4, small, locked);
+ROW(ext4, small, all_locked);
+ROW(ext4, small, all_locked_on_fault);
+ROW(ext4, small, unlocked);
+ROW(ext4, small, mapped_and_synced);
+ROW(ext4, small, written_and_synced);
+ROW(ext4, small, partly_copied);
+ROW(ext4, small, mapped_again);
+ROW(ext4, small, middle);
+ROW(ext4, small, deactivated);
+
+ROW(ext4, ahead, just_read);
+ROW(ext4, ahead, aged);
+
+ROW(ext4, large, just_read);
+ROW(ext4, large, read_often);
+ROW(ext4, large, locked);
+ROW(ext4, large, all_locked);
+ROW(ext4, large, all_locked_on_fault);
+ROW(ext4, large, unlocked);
+ROW(ext4, large, mapped_and_synced);
+ROW(ext4, large, written_and_synced);
+ROW(ext4, large, partly_copied);
+ROW(ext4, large, text);
+ROW(ext4, large, mapped_again);
+ROW(ext4, large, middle);
+ROW(ext4, large, deactivated);
+ROW(ext4, large, aged);
+
+ROW(ext4, huge, just_read);
+ROW(ext4, huge, read_often);
+ROW(ext4, huge, locked);
+ROW(ext4, huge, all_locked_on_fault);
+ROW(ext4, huge, unlocked);
+ROW(ext4, huge, mapped_and_synced);
+ROW(ext4, huge, partly_copied);
+ROW(ext4, huge, text);
+ROW(ext4, huge, mapped_again);
+ROW(ext4, huge, middle);
+ROW(ext4, huge, deactivated);
+ROW(ext4, huge, aged);
+ROW(ext4, collapsed, text);
+
+#define READ_ROWS(fs) \
+	ROW(fs, small, just_read); \
+	ROW(fs, small, locked); \
+	ROW(fs, ahead, just_read); \
+	ROW(fs, ahead, text)
+
+#define LARGE_ROWS(fs) \
+	ROW(fs, large, just_read); \
+	ROW(fs, large, locked); \
+	ROW(fs, large, middle)
+
+#define WRITTEN_ROWS(fs, size) \
+	ROW(fs, size, mapped_and_synced); \
+	ROW(fs, size, written_and_synced)
+
+READ_ROWS(xfs);
+LARGE_ROWS(xfs);
+WRITTEN_ROWS(xfs, small);
+WRITTEN_ROWS(xfs, large);
+ROW(xfs, huge, just_read);
+
+READ_ROWS(btrfs);
+LARGE_ROWS(btrfs);
+WRITTEN_ROWS(btrfs, small);
+WRITTEN_ROWS(btrfs, large);
+
+READ_ROWS(f2fs);
+WRITTEN_ROWS(f2fs, small);
+WRITTEN_ROWS(f2fs, ahead);
+
+LARGE_ROWS(f2fs_immutable);
+ROW(f2fs_immutable, huge, just_read);
+
+READ_ROWS(squashfs);
+
+READ_ROWS(erofs);
+LARGE_ROWS(erofs);
+ROW(erofs, huge, just_read);
+
+READ_ROWS(erofs_lz4);
+LARGE_ROWS(erofs_lz4);
+ROW(erofs_lz4, huge, just_read);
+
+READ_ROWS(overlay_ext4);
+LARGE_ROWS(overlay_ext4);
+ROW(overlay_squashfs, ahead, text);
+ROW(overlay_erofs, ahead, text);
+
+FIXTURE_SETUP(folios)
+{
+	if (variant->size >= huge && !read_pmd_pagesize())
+		SKIP(return, "no huge pages");
+	if (variant->history == aged && !has_generations())
+		SKIP(return, "no generations of folios");
+	if (!open_file(_metadata, &self->env, &self->fd, variant->fs, "file"))
+		return;
+	self->report = mmap(NULL, sizeof(*self->report), PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, self->report);
+}
+
+FIXTURE_TEARDOWN(folios)
+{
+	tear_down(&self->env);
+}
+
+TEST_F_TIMEOUT(folios, go, TIMEOUT)
+{
+	const bool caches = filesystems[lowest(variant->fs)].caches;
+	struct report *report = self->report;
+	struct victim v = {
+		.size = variant->size, .history = variant->history, .fd = self->fd,
+		.report = report,
+	};
+	int pidfd;
+	pid_t pid;
+
+	run_on(false);
+	pid = start_child(&self->env, become_victim, &v, &pidfd);
+	ASSERT_GT(pid, 0) TH_LOG("The victim could not be set up");
+	if (variant->size >= large && !report->large)
+		SKIP(return, "no large folios");
+	ASSERT_TRUE(variant->size != small || !report->large);
+	if (variant->size >= huge && !report->huge)
+		SKIP(return, "not mapped by a PMD");
+	ASSERT_EQ(PAGES, file_cached(self->env.fd));
+
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_EQ(report->stay, file_cached(self->env.fd));
+	EXPECT_LE(measure(&self->env).charge,
+		  slack() + (caches ? PAGES : report->stay) * psize());
+	EXPECT_EQ(SIGKILL, died_of(pid));
+	EXPECT_EQ(-1, wrong_page(self->fd, PAGES, report->step));
+	close(pidfd);
+}
+
+/*
+ * The victim's own program.
+ */
+FIXTURE(program) {
+	struct env env;
+	int fd;
+};
+
+FIXTURE_VARIANT(program) {
+	enum fs_nr fs;
+};
+
+#define PROGRAM(_fs) \
+	FIXTURE_VARIANT_ADD(program, _fs) { .fs = _fs }
+
+PROGRAM(ext4);
+PROGRAM(xfs);
+PROGRAM(btrfs);
+PROGRAM(f2fs);
+PROGRAM(f2fs_immutable);
+PROGRAM(squashfs);
+PROGRAM(erofs);
+PROGRAM(erofs_lz4);
+PROGRAM(overlay_ext4);
+PROGRAM(overlay_squashfs);
+PROGRAM(overlay_erofs);
+
+FIXTURE_SETUP(program)
+{
+	open_file(_metadata, &self->env, &self->fd, variant->fs, "program");
+}
+
+FIXTURE_TEARDOWN(program)
+{
+	tear_down(&self->env);
+}
+
+/* The text of this program: where it is, and where in the file. */
+struct text {
+	char *start;
+	off_t offset;
+	size_t len;
+};
+
+/* Called with the program first. */
+static int get_text(struct dl_phdr_info *info, size_t size, void *arg)
+{
+	struct text *text = arg;
+
+	for (int i = 0; i < info->dlpi_phnum; i++) {
+		const ElfW(Phdr) *p = info->dlpi_phdr + i;
+
+		if (p->p_type == PT_LOAD && p->p_flags & PF_X) {
+			text->start = (char *)info->dlpi_addr + p->p_vaddr;
+			text->offset = p->p_offset;
+			text->len = p->p_filesz;
+		}
+	}
+	return 1;
+}
+
+/* Instead of main(): use all of the text, say so, and wait for the end. */
+static int run_victim(int ready)
+{
+	struct text text = { };
+
+	run_on(true);
+	dl_iterate_phdr(get_text, &text);
+	for (size_t i = 0; i < text.len; i += psize())
+		FORCE_READ(text.start[i]);
+	if (write(ready, "", 1) == 1)
+		pause();
+	return 1;
+}
+
+static bool same_contents(int a, int b)
+{
+	char bufs[2][4096];
+	ssize_t len;
+	off_t at = 0;
+
+	do {
+		len = pread(a, bufs[0], sizeof(bufs[0]), at);
+		if (len < 0 || pread(b, bufs[1], sizeof(bufs[1]), at) != len ||
+		    memcmp(bufs[0], bufs[1], len))
+			return false;
+		at += len;
+	} while (len);
+	return true;
+}
+
+TEST_F_TIMEOUT(program, goes, TIMEOUT)
+{
+	int me = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	struct text text = { };
+	int ready[2], pidfd;
+	char c, arg[16];
+	pid_t pid;
+
+	run_on(false);
+	dl_iterate_phdr(get_text, &text);
+	ASSERT_EQ(0, pipe(ready));
+	snprintf(arg, sizeof(arg), "%d", ready[1]);
+	pid = fork_into_cgroup(&self->env, &pidfd);
+	if (!pid) {
+		char * const argv[] = { "victim", arg, NULL };
+
+		close(ready[0]);
+		syscall(__NR_execveat, self->fd, "", argv, environ, AT_EMPTY_PATH);
+		_exit(1);
+	}
+	close(ready[1]);
+	ASSERT_EQ(1, read(ready[0], &c, 1));
+	ASSERT_EQ((text.offset % psize() + text.len + psize() - 1) / psize(),
+		  cached_in(self->env.fd, text.offset, text.len));
+
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_EQ(0, cached_in(self->env.fd, text.offset, text.len));
+	EXPECT_LE(measure(&self->env).charge, slack());
+	EXPECT_EQ(SIGKILL, died_of(pid));
+	EXPECT_TRUE(same_contents(self->fd, me));
+	close(pidfd);
+}
+
+/*
+ * Shared memory that is swapped out is not the victim's alone, and is kept, or
+ * freed with the last mapping, as always.
+ */
+FIXTURE(swapped) {
+	struct env env;
+};
+
+FIXTURE_VARIANT(swapped) {
+	bool memfd;
+};
+
+FIXTURE_VARIANT_ADD(swapped, shared_anonymous) { };
+FIXTURE_VARIANT_ADD(swapped, memfd) { .memfd = true };
+
+FIXTURE_SETUP(swapped)
+{
+	if (!set_up(_metadata, &self->env, true, 0))
+		return;
+	self->env.fd = -1;
+	if (variant->memfd) {
+		self->env.fd = memfd_create("mrelease", MFD_CLOEXEC);
+		ASSERT_EQ(0, ftruncate(self->env.fd, PAGES * psize()));
+	}
+}
+
+FIXTURE_TEARDOWN(swapped)
+{
+	tear_down(&self->env);
+}
+
+/* Some of it is in use again, when the call comes. */
+static bool swap_out(const void *arg)
+{
+	const int fd = *(const int *)arg;
+	char *p = map(PAGES, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
+
+	for (long i = 0; i < PAGES; i++)
+		fill(p + i * psize(), i, 0);
+	if (madvise(p, PAGES * psize(), MADV_PAGEOUT))
+		return false;
+	force_read_pages(p, PAGES / 4, psize());
+	return true;
+}
+
+TEST_F_TIMEOUT(swapped, as_before, TIMEOUT)
+{
+	struct usage before, usage;
+	int pidfd;
+	pid_t pid;
+
+	run_on(false);
+	pid = start_child(&self->env, swap_out, &self->env.fd, &pidfd);
+	ASSERT_GT(pid, 0);
+	before = measure(&self->env);
+	if (before.swap < PAGES / 2 * psize())
+		SKIP(return, "no swap");
+
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
+	usage = measure(&self->env);
+	if (variant->memfd)
+		EXPECT_EQ(before.swap, usage.swap);
+	EXPECT_EQ(SIGKILL, died_of(pid));
+	if (variant->memfd) {
+		EXPECT_EQ(-1, wrong_page(self->env.fd, PAGES, 0));
+		close(self->env.fd);
+	}
+	usage = measure(&self->env);
+	EXPECT_EQ(0, usage.swap);
+	EXPECT_LE(usage.charge, slack());
+	close(pidfd);
+}
+
+int main(int argc, char **argv)
+{
+	if (!strcmp(argv[0], "victim"))
+		return run_victim(atoi(argv[1]));
+	images = mmap(NULL, sizeof(*images) * ARRAY_SIZE(filesystems),
+		      PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	for (size_t i = 0; i < ARRAY_SIZE(filesystems); i++)
+		images[i].fd = open_scratch();
+	return test_harness_run(argc, argv);
+}
