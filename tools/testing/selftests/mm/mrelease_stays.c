@@ -929,12 +929,15 @@ TEST_F_TIMEOUT(held, writeback, TIMEOUT)
 	ASSERT_EQ(0, cache_of(s->fd).nr_dirty);
 	ASSERT_EQ(PAGES, cached(s->fd));
 
-	kill_victim(_metadata, pid, pidfd);
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_EQ(0, misplaced(s->fd, FIRST, HELD));
 	EXPECT_EQ(HELD, cache_of(s->fd).nr_writeback);
 	/* What had been dropped would be old. */
 	check_file(_metadata, s->fd, 1, 0);
 	answer_held(s);
+	/* Its exit waits for that. */
+	EXPECT_EQ(SIGKILL, died_of(pid));
+	close(pidfd);
 	EXPECT_TRUE(droppable(s->fd));
 	check_file(_metadata, s->fd, 1, 0);
 }
