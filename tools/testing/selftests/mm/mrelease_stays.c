@@ -144,20 +144,10 @@ static bool can_count_charged(const struct env *env)
 
 #define NO_COUNT	"needs /proc/kpagecgroup"
 
-/* A notifier may have to wait for the victim's exit, too. */
-static int mrelease_again(int pidfd)
-{
-	int ret;
-
-	if (!await((ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL)) != EAGAIN))
-		return EAGAIN;
-	return ret;
-}
-
 /* The call has done its work, and the victim died of it. */
 static void kill_victim(struct __test_metadata *_metadata, pid_t pid, int pidfd)
 {
-	ASSERT_EQ(0, mrelease_again(pidfd));
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	ASSERT_EQ(SIGKILL, died_of(pid));
 	close(pidfd);
 }
@@ -333,7 +323,7 @@ TEST_F_TIMEOUT(sent, is_received, TIMEOUT)
 	ASSERT_GT(pid, 0);
 	if (!variant->anon)
 		ASSERT_EQ(PAGES, cached(self->env.fd));
-	ASSERT_EQ(0, mrelease_again(pidfd));
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	if (variant->anon) {
 		EXPECT_EQ(HELD, charged(&self->env, KPF_ANON));
 	} else {
@@ -561,7 +551,7 @@ TEST_F_TIMEOUT(registered, goes_on_working, TIMEOUT)
 
 	pid = start_child(&self->env, register_buffer, &registrant, &pidfd);
 	ASSERT_GT(pid, 0);
-	ASSERT_EQ(0, mrelease_again(pidfd));
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	if (variant->flags & MAP_PRIVATE)
 		EXPECT_EQ(HELD, charged(&self->env, KPF_ANON));
 	check_buffer(_metadata, &self->ring, self->addr, self->pipe, 1);
@@ -939,7 +929,7 @@ TEST_F_TIMEOUT(held, writeback, TIMEOUT)
 	ASSERT_EQ(0, cache_of(s->fd).nr_dirty);
 	ASSERT_EQ(PAGES, cached(s->fd));
 
-	ASSERT_EQ(0, mrelease_again(pidfd));
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_EQ(0, misplaced(s->fd, FIRST, HELD));
 	EXPECT_EQ(HELD, cache_of(s->fd).nr_writeback);
 	/* What had been dropped would be old. */
@@ -1115,7 +1105,7 @@ TEST_F_TIMEOUT(held, direct_read, TIMEOUT)
 	ASSERT_EQ(0, cache_of(s->disk).nr_dirty);
 	ASSERT_EQ(PAGES, cached(s->disk));
 
-	ASSERT_EQ(0, mrelease_again(pidfd));
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_EQ(0, misplaced(s->disk, FIRST, HELD));
 	answer_held(s);
 	EXPECT_EQ(SIGKILL, died_of(pid));
@@ -1137,7 +1127,7 @@ TEST_F_TIMEOUT(held, direct_write, TIMEOUT)
 	ASSERT_TRUE(await(held_pages(s) == HELD));
 	ASSERT_EQ(PAGES, cached(s->disk));
 
-	ASSERT_EQ(0, mrelease_again(pidfd));
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_EQ(0, misplaced(s->disk, FIRST, HELD));
 	answer_held(s);
 	EXPECT_EQ(SIGKILL, died_of(pid));
@@ -1448,7 +1438,7 @@ TEST_F_TIMEOUT(dax, is_storage, TIMEOUT)
  */
 #define MIRROR		"/dev/hmm_dmirror0"
 #define MIRROR_FD	100	/* in the victim */
-#define MIRROR_PAGES	4096L
+#define MIRROR_PAGES	2048L
 
 FIXTURE(device) {
 	struct env env;
@@ -1505,6 +1495,19 @@ static bool move_to_device(const void *arg)
 		      MIRROR_PAGES / 2);
 }
 
+/*
+ * A notifier may have to wait, and not only for those who make it do so on
+ * purpose: for the victim's exit, too, which may then be over.
+ */
+static int mrelease_again(int pidfd)
+{
+	int first = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL), ret = first;
+
+	if (first == EAGAIN)
+		await((ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL)) != EAGAIN);
+	return first == EAGAIN && ret == ESRCH ? 0 : ret;
+}
+
 /* The victim's alone: nobody has a use for it any more. */
 TEST_F_TIMEOUT(device, own_memory_is_free, TIMEOUT)
 {
@@ -1522,7 +1525,7 @@ TEST_F_TIMEOUT(device, own_memory_is_free, TIMEOUT)
 	}
 }
 
-static bool read_pages(const void *arg)
+static bool share_memory(const void *arg)
 {
 	return true;
 }
@@ -1535,30 +1538,43 @@ TEST_F_TIMEOUT(device, others_memory_stays, TIMEOUT)
 
 	ASSERT_TRUE(move_to_device(&self->addr));
 	for (int i = 0; i < 10; i++) {
-		pid = start_child(&self->env, read_pages, NULL, &pidfd);
+		pid = start_child(&self->env, share_memory, NULL, &pidfd);
 		ASSERT_GT(pid, 0);
 		kill_victim(_metadata, pid, pidfd);
 	}
 	EXPECT_TRUE(filled_pages(self->addr, 0, MIRROR_PAGES, 1));
 }
 
-/* The device does not stop to read, with the lock that its notifier wants. */
+static long microseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/*
+ * The device reads half of the time, and holds the lock that its notifier wants.
+ * Until that has got it, what is read is right.
+ */
 static void keep_reading(int fd, char *addr, int ready)
 {
 	char *data = map_anon(MIRROR_PAGES, MAP_PRIVATE);
+	long start;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (bool first = true; ; first = false) {
-		if (!mirror(fd, HMM_DMIRROR_READ, addr, data, MIRROR_PAGES)) {
-			/* From now on there is nothing to read. */
-			if (first)
-				_exit(1);
-			usleep(1000);
-			continue;
-		}
-		for (long i = 0; i < MIRROR_PAGES; i += first ? 1 : 64) {
-			if (!filled(data + bytes(i), i, 1))
+		start = microseconds();
+		if (mirror(fd, HMM_DMIRROR_READ, addr, data, MIRROR_PAGES)) {
+			start -= microseconds();
+			if (!filled_pages(data, 0, first ? MIRROR_PAGES : 1, 1))
 				_exit(2);
+			usleep(-start);
+		} else if (first) {
+			_exit(1);
+		} else {
+			/* From now on there is nothing to read. */
+			pause();
 		}
 		if (first && write(ready, "", 1) != 1)
 			_exit(1);
@@ -1579,8 +1595,8 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 	bool seen = false;
 	char c;
 
-	ASSERT_EQ(0, pipe(ready));
 	for (int i = 0; i < 200 && !seen; i++) {
+		ASSERT_EQ(0, pipe(ready));
 		pid = start_child(&self->env, write_mirrored, &self->addr, &pidfd);
 		ASSERT_GT(pid, 0);
 		mirror_fd = syscall(__NR_pidfd_getfd, pidfd, MIRROR_FD, 0);
@@ -1590,9 +1606,14 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 		if (pin < 0)
 			SKIP(return, NO_PIN);
 		reader = fork();
-		if (!reader)
+		if (!reader) {
+			close(ready[0]);
 			keep_reading(mirror_fd, self->addr, ready[1]);
+		}
+		close(ready[1]);
 		ASSERT_EQ(1, read(ready[0], &c, 1));
+		close(ready[0]);
+		usleep(i * 100);
 
 		ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL);
 		if (ret == EAGAIN) {
