@@ -14,6 +14,7 @@
 #include <linux/fs.h>
 #include <linux/io_uring.h>
 #include <linux/landlock.h>
+#include <linux/vhost.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -409,6 +410,17 @@ static void poll_a_ring(void)
 		_exit(CANNOT);
 }
 
+/* It takes over the address space and keeps it for as long as the file is open. */
+static void lend_to_kernel_thread(void)
+{
+	unsigned char mode = VHOST_FORK_OWNER_KTHREAD;
+	int fd = open("/dev/vhost-net", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0 || ioctl(fd, VHOST_SET_FORK_FROM_OWNER, &mode) ||
+	    ioctl(fd, VHOST_SET_OWNER))
+		_exit(CANNOT);
+}
+
 FIXTURE(who_dies) {
 	struct env env;
 };
@@ -469,6 +481,10 @@ FIXTURE_VARIANT_ADD(who_dies, sharer_in_user_namespace) {
 
 FIXTURE_VARIANT_ADD(who_dies, kernel_polls_its_ring) {
 	.play = { .begin = poll_a_ring },
+};
+
+FIXTURE_VARIANT_ADD(who_dies, not_the_kernel_thread) {
+	.play = { .begin = lend_to_kernel_thread },
 };
 
 FIXTURE_VARIANT_ADD(who_dies, not_the_child) {
