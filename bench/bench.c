@@ -7,54 +7,34 @@
  * before the last call has returned.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <linux/fs.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysinfo.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
-#ifndef __NR_process_mrelease
-#define __NR_process_mrelease	448
-#endif
-#ifndef __NR_cachestat
-#define __NR_cachestat		451
-#endif
-#ifndef PROCESS_MRELEASE_REAP_KILL
-#define PROCESS_MRELEASE_REAP_KILL (1 << 0)
-#endif
+#include "../guest/kill.h"
 
 #define KIB		(1UL << 10)
-#define MIB		(1UL << 20)
 #define PAGE		4096UL
 #define NS_PER_INSN	2		/* guest/run --icount */
-#define GROUP		"/sys/fs/cgroup/victim"
 
 /*
  * Folios of a file are small or large. They come into the page cache by the
  * victim's page faults (FRESH), or they have been accessed before, as when a
  * program is started for the second time: then a second access, which is what
  * the base takes unmapping for, moves them between the LRU lists. Readahead
- * makes folios of three pages by default (AHEAD), larger ones if it is larger.
+ * makes large folios, with its default of 128 KiB (AHEAD) and with 512 (LARGE).
  */
 enum kind { ANON, HUGE, SMALL, FRESH, AHEAD, LARGE, KINDS };
-enum way { LMKD, ONE_CALL };
 
 static const char *const kind_name[] = { "anon", "huge", "small", "fresh", "ahead", "large" };
 static const char *const way_name[] = { "lmkd", "one" };
@@ -69,25 +49,6 @@ struct victim {
 static bool has_flag;
 /* Of the small and of the large folios. */
 static int file[KINDS] = { -1, -1, -1, -1, -1, -1 };
-
-__attribute__((format(printf, 1, 2), noreturn))
-static void die(const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fprintf(stderr, ": %m\n");
-	exit(1);
-}
-
-#define check(call) ({						\
-	long ret_ = (long)(call);				\
-								\
-	if (ret_ < 0)						\
-		die("%s:%d: %s", __FILE__, __LINE__, #call);	\
-	ret_; })
 
 __attribute__((format(printf, 3, 4)))
 static void result(const char *subject, const char *measure, const char *fmt, ...)
@@ -138,73 +99,27 @@ static long number(const char *path, const char *word, int nth)
 	return strtol(p, NULL, 10);
 }
 
-static int mrelease(int pidfd, unsigned int flags)
-{
-	return syscall(__NR_process_mrelease, pidfd, flags);
-}
-
-/* As LMKD does it for all threads of the victim, to have it leave early. */
-static void hurry(pid_t pid)
-{
-	struct dirent *entry;
-	cpu_set_t all;
-	char path[32];
-	DIR *dir;
-
-	memset(&all, 0xff, sizeof(all));
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	dir = opendir(path);
-	if (!dir)
-		return;
-	while ((entry = readdir(dir))) {
-		pid_t tid = atoi(entry->d_name);
-
-		if (tid > 0) {
-			sched_setaffinity(tid, sizeof(all), &all);
-			setpriority(PRIO_PROCESS, tid, -20);
-		}
-	}
-	closedir(dir);
-}
-
 /*
  * Returns the errno of the last call. In LMKD's way it can be ESRCH, where the
  * victim is not frozen.
  */
-static int kill_it(enum way way, const struct victim *v, bool frozen)
+static int kill_victim(enum way way, const struct victim *v, bool frozen)
 {
-	if (way == ONE_CALL)
-		return check(mrelease(v->pidfd, PROCESS_MRELEASE_REAP_KILL));
-	check(syscall(SYS_pidfd_send_signal, v->pidfd, SIGKILL, NULL, 0));
-	if (frozen)
-		return check(mrelease(v->pidfd, 0));
-	hurry(v->pid);
-	return mrelease(v->pidfd, 0) ? errno : 0;
+	int error;
+
+	if (frozen) {
+		/* It cannot hurry. */
+		if (way == LMKD)
+			check(send_kill(v->pidfd));
+		return check(mrelease(v->pidfd, way == LMKD ? 0 : PROCESS_MRELEASE_REAP_KILL));
+	}
+	error = kill_it(way, v->pid, v->pidfd);
+	if (error && way == ONE_CALL)
+		die("process_mrelease");
+	return error;
 }
 
 /* Files */
-
-static size_t cached(int fd)
-{
-	struct { uint64_t off, len; } range = { 0, 0 };
-	struct { uint64_t cache, dirty, writeback, evicted, recent; } cs;
-
-	check(syscall(__NR_cachestat, fd, &range, &cs, 0));
-	return cs.cache * PAGE;
-}
-
-static void drop(int fd)
-{
-	for (int tries = 0; cached(fd); tries++) {
-		if (tries == 100) {
-			errno = EBUSY;
-			die("a file stays in the page cache");
-		}
-		if (tries)
-			usleep(20000);
-		check(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED));
-	}
-}
 
 /*
  * Data, or a hole, which is as good: a folio that is full of it has no buffers
@@ -229,14 +144,18 @@ static int make_file(const char *path, size_t size, bool hole)
 
 static void make_files(const struct victim *v)
 {
-	char path[32];
+	char path[32], ahead[64];
+	struct stat st;
 
+	check(stat("/mnt", &st));
+	snprintf(ahead, sizeof(ahead), "/sys/dev/block/%u:%u/queue/read_ahead_kb",
+		 major(st.st_dev), minor(st.st_dev));
 	for (enum kind k = SMALL; k <= LARGE; k++) {
 		if (file[k] >= 0 || !v->size[k])
 			continue;
 		snprintf(path, sizeof(path), "/mnt/%s", kind_name[k]);
 		/* A file has what is set when it is opened. */
-		set("/sys/block/vda/queue/read_ahead_kb", k == LARGE ? "512" : "128");
+		set(ahead, k == LARGE ? "512" : "128");
 		file[k] = make_file(path, v->size[k], k < AHEAD);
 	}
 	/* No readahead, no folios larger than what is asked for. */
@@ -260,7 +179,9 @@ static void *map(enum kind k, size_t size)
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
 		die("mmap");
-	check(madvise((void *)p, size, advice[k]));
+	/* User Mode Linux has no huge pages. */
+	if (madvise((void *)p, size, advice[k]) && (k > HUGE || errno != EINVAL))
+		die("madvise");
 	for (size_t i = 0; i < size; i += PAGE) {
 		if (k == SMALL)
 			check(pread(file[k], &byte, 1, i));
@@ -414,7 +335,7 @@ static void cmd_kill(char **arg)
 
 		start(&v, true);
 		begin = now_ns();
-		kill_it(way, &v, true);
+		kill_victim(way, &v, true);
 		end = now_ns();
 		result(name, way_name[way], "%ld", (end - begin) / NS_PER_INSN);
 		if (k >= SMALL) {
@@ -527,7 +448,7 @@ static void cmd_ordinary(char **arg)
 
 		start(&v, true);
 		begin = now_ns();
-		kill_it(LMKD, &v, true);
+		kill_victim(LMKD, &v, true);
 		result("process_mrelease(0)", "instructions", "%ld",
 		       (now_ns() - begin) / NS_PER_INSN);
 		let_go(&v);
@@ -596,7 +517,7 @@ static void cmd_wall(char **arg)
 			start(&v, false);
 			before = charged();
 			begin = now_ns();
-			error = kill_it(way, &v, false);
+			error = kill_victim(way, &v, false);
 			end = now_ns();
 			left = sum_cached();
 			freed = before - charged();
@@ -610,7 +531,7 @@ static void cmd_wall(char **arg)
 			do {
 				end = now_ns();
 				freed = before - charged();
-			} while (freed < (long)(all / 100 * 99) && end - begin < 3000000000);
+			} while (freed < (long)(all / 100 * 99) && end - begin < 1000000000);
 			if (freed < (long)(all / 100 * 99))
 				result(name, "all free ms", "never");
 			else
@@ -651,7 +572,7 @@ static void cmd_held(char **arg)
 	}
 	usleep(10000);
 	*begin = now_ns();
-	kill_it(has_flag ? ONE_CALL : LMKD, &v, false);
+	kill_victim(has_flag ? ONE_CALL : LMKD, &v, false);
 	check(waitpid(pid, NULL, 0));
 	bury(&v);
 	for (int i = 0; i < max; i++) {
@@ -720,7 +641,7 @@ static void cmd_crowd(char **arg)
 
 			start(&v, true);
 			begin = now_ns();
-			kill_it(way, &v, true);
+			kill_victim(way, &v, true);
 			result(name, way_name[way], "%ld", (now_ns() - begin) / NS_PER_INSN);
 			let_go(&v);
 			bury(&v);
@@ -729,50 +650,69 @@ static void cmd_crowd(char **arg)
 }
 
 /*
- * latency REPETITIONS: how long it takes another process to read a page of the
- * same file system, not cached and cached, and to get and return a little memory,
- * while a large victim is reaped.
+ * latency REPETITIONS: what another process waits for while a large victim is
+ * reaped on the same and only CPU. A timer wakes it up, it preempts what it may
+ * preempt, and then it reads a page of the same file system, not cached (a hole:
+ * no disk has a say) and cached, or gets and returns a little memory. The time since
+ * the timer should have gone off has all in it for which the reaper keeps
+ * interrupts off, is not to be preempted, or holds a lock.
  */
 
-enum other { COLD_READ, CACHED_READ, ALLOCATION, OTHERS };
+enum other { WAKE_UP, COLD_READ, CACHED_READ, ALLOCATION, OTHERS };
+
+#define PERIOD		250000		/* ns */
+#define LATENCIES	(1 << 15)
 
 struct latency {
 	volatile bool begin, end;
-	unsigned int n;
-	unsigned int ns[OTHERS][1 << 17];
+	unsigned int n[OTHERS];
+	unsigned int ns[OTHERS][LATENCIES];
 };
 
-static void one_of(enum other other, int fd, off_t at)
+static void one_of(enum other other, int fd, off_t *at)
 {
 	char buf[PAGE], *p;
 
-	if (other == ALLOCATION) {
+	switch (other) {
+	case COLD_READ:
+		*at += PAGE;
+		check(pread(fd, buf, PAGE, *at));
+		break;
+	case CACHED_READ:
+		check(pread(fd, buf, PAGE, *at));
+		break;
+	case ALLOCATION:
 		p = mmap(NULL, 64 * KIB, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 		if (p == MAP_FAILED)
 			die("mmap");
 		check(munmap(p, 64 * KIB));
-	} else {
-		check(pread(fd, buf, PAGE, at));
+		break;
+	default:
+		break;
 	}
 }
 
 static void others(struct latency *l, int fd)
 {
-	unsigned int seed = l->n;
+	struct sched_param highest = { .sched_priority = 1 };
+	struct timespec wake;
+	off_t at = 0;
 
-	check(setpriority(PRIO_PROCESS, 0, 0));
-	while (!l->end && l->n < sizeof(l->ns[0]) / sizeof(l->ns[0][0])) {
-		off_t at = rand_r(&seed) % (16 * MIB / PAGE) * PAGE;
+	check(mlockall(MCL_CURRENT));
+	check(sched_setscheduler(0, SCHED_FIFO, &highest));
+	check(clock_gettime(CLOCK_MONOTONIC, &wake));
+	for (enum other other = 0; !l->end; other = (other + 1) % OTHERS) {
+		unsigned int late;
 
-		check(posix_fadvise(fd, at, PAGE, POSIX_FADV_DONTNEED));
-		for (enum other other = 0; other < OTHERS; other++) {
-			long begin = now_ns();
-
-			one_of(other, fd, at);
-			l->ns[other][l->n] = now_ns() - begin;
-		}
-		l->n += l->begin;
+		wake.tv_nsec += PERIOD;
+		wake.tv_sec += wake.tv_nsec / 1000000000;
+		wake.tv_nsec %= 1000000000;
+		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL);
+		one_of(other, fd, &at);
+		late = now_ns() - (wake.tv_sec * 1000000000 + wake.tv_nsec);
+		if (l->begin && l->n[other] < LATENCIES)
+			l->ns[other][l->n[other]++] = late;
 	}
 	_exit(0);
 }
@@ -786,40 +726,44 @@ static int compare(const void *a, const void *b)
 
 static void cmd_latency(char **arg)
 {
-	static const char *const name[] = { "cold read", "cached read", "allocation" };
-	int fd = make_file("/mnt/other", 16 * MIB, false);
+	static const char *const name[] = { "wake-up", "cold read", "cached read",
+					    "allocation" };
 	struct latency *l;
 
 	l = mmap(NULL, sizeof(*l), PROT_READ | PROT_WRITE,
 		 MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (l == MAP_FAILED)
 		die("mmap");
-	check(setpriority(PRIO_PROCESS, 0, -10));
-	check(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM));
 	for (int i = 0; i < atoi(arg[0]); i++) {
 		struct victim v = { .size = { 256 * MIB, 0, 256 * MIB, 256 * MIB,
 					      256 * MIB } };
+		int fd = make_file("/mnt/other", 256 * MIB, true);
 		pid_t pid;
 
+		check(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM));
 		start(&v, false);
 		l->begin = l->end = false;
 		pid = check(fork());
 		if (!pid)
 			others(l, fd);
-		usleep(200000);
+		usleep(20000);
 		l->begin = true;
-		kill_it(has_flag ? ONE_CALL : LMKD, &v, false);
+		kill_victim(has_flag ? ONE_CALL : LMKD, &v, false);
 		/* All of it, also where the call gives up early. */
 		wait_for(&v);
 		l->end = true;
 		check(waitpid(pid, NULL, 0));
+		close(fd);
 		drop_all();
 	}
 	for (enum other other = 0; other < OTHERS; other++) {
-		qsort(l->ns[other], l->n, sizeof(l->ns[0][0]), compare);
-		result(name[other], "operations", "%u", l->n);
-		result(name[other], "p50 us", "%.1f", l->ns[other][l->n / 2] / 1e3);
-		result(name[other], "p99 us", "%.1f", l->ns[other][l->n * 99 / 100] / 1e3);
+		unsigned int n = l->n[other], *ns = l->ns[other];
+
+		qsort(ns, n, sizeof(*ns), compare);
+		result(name[other], "times", "%u", n);
+		result(name[other], "p50", "%u", ns[n / 2] / NS_PER_INSN);
+		result(name[other], "p99", "%u", ns[n * 99 / 100] / NS_PER_INSN);
+		result(name[other], "worst", "%u", ns[n - 1] / NS_PER_INSN);
 	}
 }
 
@@ -938,7 +882,7 @@ static void kill_program(const struct program *p, enum way way)
 			check(kill(v.pid, SIGKILL));
 		} else {
 			mib = tree_mib();
-			kill_it(way, &v, false);
+			kill_victim(way, &v, false);
 			left = tree_mib();
 			result(p->name, "cached MiB", "%.2f", mib);
 			result(p->name, "dropped MiB", "%.2f", mib - left);
@@ -968,7 +912,7 @@ static void kill_mapper(enum way way)
 	start(&v, false);
 	for (int i = 0; i < 3; i++)
 		read_all(file[LARGE], v.size[LARGE]);
-	kill_it(way, &v, false);
+	kill_victim(way, &v, false);
 	left = sum_cached();
 	wait_for(&v);
 	result(name, "cached MiB", "%.2f", v.size[LARGE] / (double)MIB);

@@ -11,55 +11,33 @@
  * allocated or waited for: after waitpid() the victim's exit has caught up.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #endif
 
-#ifndef __NR_process_mrelease
-#define __NR_process_mrelease	448
-#endif
-#ifndef __NR_cachestat
-#define __NR_cachestat		451
-#endif
-#ifndef PROCESS_MRELEASE_REAP_KILL
-#define PROCESS_MRELEASE_REAP_KILL (1 << 0)
-#endif
+#include "../guest/kill.h"
 
-#define MIB		(1UL << 20)
 #define SIZE		(256 * MIB)	/* of a synthetic victim, twice */
 #define PIECE		3000		/* bytes of one value in redis */
 #define LOAD		(200 * MIB)	/* at most, into redis */
-#define GROUP		"/sys/fs/cgroup/victim"
 #define SYNTHETIC	"/mnt/file"
 #define SOCKET		"/tmp/redis.sock"
 
-enum way { LMKD, ONE_CALL };
 
 /* In KiB. */
 struct figures {
@@ -68,91 +46,9 @@ struct figures {
 
 static const char *database;
 
-__attribute__((format(printf, 1, 2), noreturn))
-static void die(const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fprintf(stderr, ": %m\n");
-	exit(1);
-}
-
-#define check(call) ({						\
-	long ret_ = (long)(call);				\
-								\
-	if (ret_ < 0)						\
-		die("%s:%d: %s", __FILE__, __LINE__, #call);	\
-	ret_; })
-
-/* The calls */
-
-static int send_kill(int pidfd)
-{
-	return syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-}
-
-static int mrelease(int pidfd, unsigned int flags)
-{
-	return syscall(__NR_process_mrelease, pidfd, flags);
-}
-
-/*
- * LMKD gives all threads of the dying process the highest priority and moves
- * them to the cpuset that has all CPUs, so that it is quick to leave.
- */
-static void hurry(pid_t pid)
-{
-	struct dirent *entry;
-	cpu_set_t all;
-	char path[32];
-	DIR *dir;
-
-	memset(&all, 0xff, sizeof(all));
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	dir = opendir(path);
-	if (!dir)
-		return;
-	while ((entry = readdir(dir))) {
-		pid_t tid = atoi(entry->d_name);
-
-		if (tid > 0) {
-			sched_setaffinity(tid, sizeof(all), &all);
-			setpriority(PRIO_PROCESS, tid, -20);
-		}
-	}
-	closedir(dir);
-}
-
-/* Returns the errno of the last call. */
-static int kill_it(enum way way, pid_t pid, int pidfd)
-{
-	if (way == ONE_CALL)
-		return mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL) ? errno : 0;
-	if (send_kill(pidfd))
-		return errno;
-	hurry(pid);
-	return mrelease(pidfd, 0) ? errno : 0;
-}
-
 /* Measuring */
 
 static int stat_fd, current_fd, file_fd;
-
-static long cached_kib(int fd)
-{
-	struct { unsigned long long off, len; } range = { 0, 0 };
-	struct {
-		unsigned long long cache, dirty, writeback, evicted, recent;
-	} cs;
-
-	if (fd < 0)
-		return 0;
-	check(syscall(__NR_cachestat, fd, &range, &cs, 0));
-	return cs.cache * (sysconf(_SC_PAGESIZE) / 1024);
-}
 
 static void measure(struct figures *f)
 {
@@ -161,7 +57,7 @@ static void measure(struct figures *f)
 
 	/* The anonymous memory is what may still be on its way: first. */
 	buf[check(pread(stat_fd, buf, sizeof(buf) - 1, 0))] = 0;
-	f->file = cached_kib(file_fd);
+	f->file = file_fd < 0 ? 0 : cached(file_fd) / 1024;
 	num[check(pread(current_fd, num, sizeof(num) - 1, 0))] = 0;
 	anon = strstr(buf, "anon ");
 	if (!anon)
@@ -461,20 +357,6 @@ static void row(const struct victim *v, enum way way, int rep, int error,
 	       way == LMKD ? "lmkd" : "one", rep,
 	       error ? strerrorname_np(error) : "0", figures);
 	fflush(stdout);
-}
-
-/* Out of the cache, so that it is the victim who reads it. */
-static void drop(int fd)
-{
-	for (int tries = 0; cached_kib(fd); tries++) {
-		if (tries == 100) {
-			errno = EBUSY;
-			die("a file stays in the page cache");
-		}
-		if (tries)
-			usleep(20000);
-		check(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED));
-	}
 }
 
 static void one_kill(const struct victim *v, enum way way, int rep, bool has_flag)

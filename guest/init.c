@@ -84,10 +84,18 @@ static void set(const char *path, const char *text)
 
 static void open_port(int nr, int flags)
 {
+	static const char *const file[] = { [STATUS] = "status", "out", "err" };
+	const char *host = getenv("guest_host");
 	char path[32];
 	int tries = 10000;
 
-	snprintf(path, sizeof(path), "/dev/vport0p%d", nr);
+	if (host) {
+		/* User Mode Linux: the host's files, directly */
+		snprintf(path, sizeof(path), "/run/%s", file[nr]);
+		flags |= O_APPEND | O_SYNC;
+	} else {
+		snprintf(path, sizeof(path), "/dev/vport0p%d", nr);
+	}
 	/* The driver makes the ports when the host has told it of them. */
 	while ((port[nr] = open(path, flags | O_CLOEXEC)) < 0 && tries--)
 		usleep(1000);
@@ -119,6 +127,8 @@ static void mount_all(void)
 			report("failed mounting %s: %s", table[i].dir,
 			       strerror(errno));
 	}
+	if (getenv("guest_host"))
+		check(mount("host", "/run", "hostfs", 0, getenv("guest_host")));
 	symlink("/proc/self/fd", "/dev/fd");
 	symlink("fd/0", "/dev/stdin");
 	symlink("fd/1", "/dev/stdout");
@@ -127,7 +137,8 @@ static void mount_all(void)
 
 static void set_up(void)
 {
-	const char *fs = getenv("guest_fs"), *swap = getenv("guest_swap");
+	const char *fs = getenv("guest_fs"), *disk = getenv("guest_disk");
+	const char *swap = getenv("guest_swap");
 	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
 	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
@@ -141,7 +152,7 @@ static void set_up(void)
 	set("/sys/fs/cgroup/cgroup.subtree_control", "+io");
 	set("/sys/fs/cgroup/cgroup.subtree_control", "+pids");
 	if (fs)
-		check(mount("/dev/vda", "/mnt", fs, 0, NULL));
+		check(mount(disk, "/mnt", fs, 0, NULL));
 	if (swap)
 		check(swapon(swap, 0));
 }
@@ -206,7 +217,7 @@ static void relay(int from, int to)
 
 int main(void)
 {
-	int out[2], err[2], signals, status, ended = 0;
+	int out[2], err[2], signals, status, fd, ended = 0;
 	char **argv, *dir;
 	sigset_t mask;
 	pid_t pid, child;
@@ -214,6 +225,11 @@ int main(void)
 	umask(022);
 	chmod("/", 0755);
 	mount_all();
+	/* Not every console can be opened. */
+	do
+		check(fd = open("/dev/null", O_RDWR | O_CLOEXEC));
+	while (fd <= STDERR_FILENO);
+	close(fd);
 	open_port(STATUS, O_WRONLY);
 	open_port(OUT, O_WRONLY);
 	open_port(ERR, O_WRONLY);
