@@ -116,8 +116,9 @@ static enum mrelease_refusal freeze_clean_folio(struct folio *folio,
 }
 
 /*
- * Take a range of small folios out of the page cache, all at the same time
- * where it forms a block that one node of the tree has side by side.
+ * Take a range of folios out of the page cache, all at the same time where it
+ * forms a block that one node of the tree has side by side. No block cuts a
+ * folio in two: both are naturally aligned powers of two.
  */
 static void erase_pages(struct address_space *mapping, pgoff_t index,
 			unsigned long nr)
@@ -139,9 +140,9 @@ static void erase_pages(struct address_space *mapping, pgoff_t index,
 }
 
 /*
- * __filemap_remove_folio() for many small folios at a time: one store for
- * neighbours, one update of the counters for folios with the same. Large ones
- * are worth a call each. i_pages is locked.
+ * __filemap_remove_folio() for many folios at a time: one store for neighbours,
+ * one update of the counters for folios with the same. Huge ones, which have
+ * counters of their own, are worth a call each. i_pages is locked.
  *
  * Sets the folios that stay to NULL.
  */
@@ -155,6 +156,7 @@ static void erase_clean_folios(struct run *run)
 	for (unsigned int i = 0; i < run->nr; i++) {
 		struct folio *folio = run->folios[i];
 		enum mrelease_refusal refusal;
+		long nr;
 
 		/* Truncated in the meantime: what is left is our reference. */
 		if (folio->mapping != run->mapping)
@@ -166,8 +168,9 @@ static void erase_clean_folios(struct run *run)
 			run->refused[refusal]++;
 			continue;
 		}
-		run->evicted += folio_nr_pages(folio);
-		if (folio_test_large(folio)) {
+		nr = folio_nr_pages(folio);
+		run->evicted += nr;
+		if (folio_test_pmd_mappable(folio)) {
 			/* Only because it asks for that. It cannot fail now. */
 			folio_trylock(folio);
 			__filemap_remove_folio(folio, NULL);
@@ -181,7 +184,7 @@ static void erase_clean_folios(struct run *run)
 			start = folio->index;
 			count = 0;
 		}
-		count++;
+		count += nr;
 		if (!first || folio_memcg(first) != folio_memcg(folio) ||
 		    folio_pgdat(first) != folio_pgdat(folio)) {
 			if (first)
@@ -189,7 +192,7 @@ static void erase_clean_folios(struct run *run)
 			first = folio;
 			counted = 0;
 		}
-		counted++;
+		counted += nr;
 		folio->mapping = NULL;
 	}
 	erase_pages(run->mapping, start, count);
@@ -340,9 +343,9 @@ static bool add_to_run(struct run *run, struct folio *folio, unsigned int refs)
 	if (!run->evictable)
 		return false;
 
-	/* Full, or the next node begins. A large folio has no need of that. */
+	/* Full, or the next node begins. One that fills a node has no need of that. */
 	if (run->nr == XA_CHUNK_SIZE ||
-	    (!folio_test_large(folio) && !(folio->index & XA_CHUNK_MASK)))
+	    (folio_order(folio) < XA_CHUNK_SHIFT && !(folio->index & XA_CHUNK_MASK)))
 		evict_run(run);
 	run->folios[run->nr] = folio;
 	run->refs[run->nr++] = refs;

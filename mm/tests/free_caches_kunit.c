@@ -13,6 +13,7 @@
 #include <linux/initrd.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/prandom.h>
 #include <linux/sched.h>
 #include <linux/smp.h>
 #include <linux/swap.h>
@@ -142,6 +143,37 @@ static void pairs(struct kunit *test)
 		gather(test, add_folio(test, 1040, 0), 1);
 		flush(test, true);
 		expect_cached(test, 0);
+	}
+}
+
+/* Folios of all orders next to each other, below and above the size of a node. */
+static void mixed_orders(struct kunit *test)
+{
+	enum { PAGES = 1024 };
+	struct free_caches *fc = test->priv;
+	DECLARE_BITMAP(stay, PAGES);
+	struct rnd_state random;
+
+	prandom_seed_state(&random, 1);
+	for (int round = 0; round < 100; round++) {
+		bitmap_zero(stay, PAGES);
+		for (int i = 0; i < PAGES && fc->nr < MAX_ENTRIES - 1;) {
+			unsigned int order = min_t(unsigned int, i ? __ffs(i) : 7,
+						   prandom_u32_state(&random) % 8);
+			struct folio *folio = add_folio(test, i, order);
+
+			if (prandom_u32_state(&random) % 16)
+				gather(test, folio, 1 << order);
+			else
+				bitmap_set(stay, i, 1 << order);
+			i += 1 << order;
+		}
+		flush(test, true);
+		expect_cached(test, bitmap_weight(stay, PAGES));
+		for (int i = 0; i < PAGES; i++)
+			KUNIT_EXPECT_EQ(test, test_bit(i, stay),
+					!!xa_load(&mapping_of(test)->i_pages, i));
+		truncate_inode_pages(mapping_of(test), 0);
 	}
 }
 
@@ -459,6 +491,7 @@ static struct kunit_case free_caches_cases[] = {
 	KUNIT_CASE(every_nth),
 	KUNIT_CASE(backwards),
 	KUNIT_CASE(pairs),
+	KUNIT_CASE(mixed_orders),
 	KUNIT_CASE(pieces),
 	KUNIT_CASE(mapped_twice),
 	KUNIT_CASE(among_anonymous),
