@@ -15,9 +15,7 @@
 #include "hugepage_settings.h"
 #include "../filesystems/wrappers.h"
 
-#ifndef KPF_ACTIVE
 #define KPF_ACTIVE	BIT_ULL(6)
-#endif
 
 #define PAGES	1024L	/* of the file */
 
@@ -582,103 +580,123 @@ FIXTURE_VARIANT(folios) {
 	bool (*history)(struct victim *v);
 };
 
-#define ROW(_fs, _size, _history) \
-	FIXTURE_VARIANT_ADD(folios, _fs##_##_size##_##_history) { \
-		.fs = _fs, .size = _size, .history = _history, \
-	}
+/* All histories on ext4, and on the others those that their code has a part in. */
+FIXTURE_VARIANT_ADD(folios, ext4_small_just_read) { ext4, small, just_read };
+FIXTURE_VARIANT_ADD(folios, ext4_small_read_often) { ext4, small, read_often };
+FIXTURE_VARIANT_ADD(folios, ext4_small_locked) { ext4, small, locked };
+FIXTURE_VARIANT_ADD(folios, ext4_small_all_locked) { ext4, small, all_locked };
+FIXTURE_VARIANT_ADD(folios, ext4_small_all_locked_on_fault) { ext4, small, all_locked_on_fault };
+FIXTURE_VARIANT_ADD(folios, ext4_small_unlocked) { ext4, small, unlocked };
+FIXTURE_VARIANT_ADD(folios, ext4_small_mapped_and_synced) { ext4, small, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, ext4_small_written_and_synced) { ext4, small, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, ext4_small_partly_copied) { ext4, small, partly_copied };
+FIXTURE_VARIANT_ADD(folios, ext4_small_mapped_again) { ext4, small, mapped_again };
+FIXTURE_VARIANT_ADD(folios, ext4_small_middle) { ext4, small, middle };
+FIXTURE_VARIANT_ADD(folios, ext4_small_deactivated) { ext4, small, deactivated };
 
-ROW(ext4, small, just_read);
-ROW(ext4, small, read_often);
-ROW(ext4, small, locked);
-ROW(ext4, small, all_locked);
-ROW(ext4, small, all_locked_on_fault);
-ROW(ext4, small, unlocked);
-ROW(ext4, small, mapped_and_synced);
-ROW(ext4, small, written_and_synced);
-ROW(ext4, small, partly_copied);
-ROW(ext4, small, mapped_again);
-ROW(ext4, small, middle);
-ROW(ext4, small, deactivated);
+FIXTURE_VARIANT_ADD(folios, ext4_ahead_just_read) { ext4, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, ext4_ahead_aged) { ext4, ahead, aged };
 
-ROW(ext4, ahead, just_read);
-ROW(ext4, ahead, aged);
+FIXTURE_VARIANT_ADD(folios, ext4_large_just_read) { ext4, large, just_read };
+FIXTURE_VARIANT_ADD(folios, ext4_large_read_often) { ext4, large, read_often };
+FIXTURE_VARIANT_ADD(folios, ext4_large_locked) { ext4, large, locked };
+FIXTURE_VARIANT_ADD(folios, ext4_large_all_locked) { ext4, large, all_locked };
+FIXTURE_VARIANT_ADD(folios, ext4_large_all_locked_on_fault) { ext4, large, all_locked_on_fault };
+FIXTURE_VARIANT_ADD(folios, ext4_large_unlocked) { ext4, large, unlocked };
+FIXTURE_VARIANT_ADD(folios, ext4_large_mapped_and_synced) { ext4, large, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, ext4_large_written_and_synced) { ext4, large, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, ext4_large_partly_copied) { ext4, large, partly_copied };
+FIXTURE_VARIANT_ADD(folios, ext4_large_text) { ext4, large, text };
+FIXTURE_VARIANT_ADD(folios, ext4_large_mapped_again) { ext4, large, mapped_again };
+FIXTURE_VARIANT_ADD(folios, ext4_large_middle) { ext4, large, middle };
+FIXTURE_VARIANT_ADD(folios, ext4_large_deactivated) { ext4, large, deactivated };
+FIXTURE_VARIANT_ADD(folios, ext4_large_aged) { ext4, large, aged };
 
-ROW(ext4, large, just_read);
-ROW(ext4, large, read_often);
-ROW(ext4, large, locked);
-ROW(ext4, large, all_locked);
-ROW(ext4, large, all_locked_on_fault);
-ROW(ext4, large, unlocked);
-ROW(ext4, large, mapped_and_synced);
-ROW(ext4, large, written_and_synced);
-ROW(ext4, large, partly_copied);
-ROW(ext4, large, text);
-ROW(ext4, large, mapped_again);
-ROW(ext4, large, middle);
-ROW(ext4, large, deactivated);
-ROW(ext4, large, aged);
+FIXTURE_VARIANT_ADD(folios, ext4_huge_just_read) { ext4, huge, just_read };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_read_often) { ext4, huge, read_often };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_locked) { ext4, huge, locked };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_all_locked_on_fault) { ext4, huge, all_locked_on_fault };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_unlocked) { ext4, huge, unlocked };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_mapped_and_synced) { ext4, huge, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_partly_copied) { ext4, huge, partly_copied };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_text) { ext4, huge, text };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_mapped_again) { ext4, huge, mapped_again };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_middle) { ext4, huge, middle };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_deactivated) { ext4, huge, deactivated };
+FIXTURE_VARIANT_ADD(folios, ext4_huge_aged) { ext4, huge, aged };
+FIXTURE_VARIANT_ADD(folios, ext4_collapsed_text) { ext4, collapsed, text };
 
-ROW(ext4, huge, just_read);
-ROW(ext4, huge, read_often);
-ROW(ext4, huge, locked);
-ROW(ext4, huge, all_locked_on_fault);
-ROW(ext4, huge, unlocked);
-ROW(ext4, huge, mapped_and_synced);
-ROW(ext4, huge, partly_copied);
-ROW(ext4, huge, text);
-ROW(ext4, huge, mapped_again);
-ROW(ext4, huge, middle);
-ROW(ext4, huge, deactivated);
-ROW(ext4, huge, aged);
-ROW(ext4, collapsed, text);
+FIXTURE_VARIANT_ADD(folios, xfs_small_just_read) { xfs, small, just_read };
+FIXTURE_VARIANT_ADD(folios, xfs_small_locked) { xfs, small, locked };
+FIXTURE_VARIANT_ADD(folios, xfs_ahead_just_read) { xfs, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, xfs_ahead_text) { xfs, ahead, text };
+FIXTURE_VARIANT_ADD(folios, xfs_large_just_read) { xfs, large, just_read };
+FIXTURE_VARIANT_ADD(folios, xfs_large_locked) { xfs, large, locked };
+FIXTURE_VARIANT_ADD(folios, xfs_large_middle) { xfs, large, middle };
+FIXTURE_VARIANT_ADD(folios, xfs_small_mapped_and_synced) { xfs, small, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, xfs_small_written_and_synced) { xfs, small, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, xfs_large_mapped_and_synced) { xfs, large, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, xfs_large_written_and_synced) { xfs, large, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, xfs_huge_just_read) { xfs, huge, just_read };
 
-#define READ_ROWS(fs) \
-	ROW(fs, small, just_read); \
-	ROW(fs, small, locked); \
-	ROW(fs, ahead, just_read); \
-	ROW(fs, ahead, text)
+FIXTURE_VARIANT_ADD(folios, btrfs_small_just_read) { btrfs, small, just_read };
+FIXTURE_VARIANT_ADD(folios, btrfs_small_locked) { btrfs, small, locked };
+FIXTURE_VARIANT_ADD(folios, btrfs_ahead_just_read) { btrfs, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, btrfs_ahead_text) { btrfs, ahead, text };
+FIXTURE_VARIANT_ADD(folios, btrfs_large_just_read) { btrfs, large, just_read };
+FIXTURE_VARIANT_ADD(folios, btrfs_large_locked) { btrfs, large, locked };
+FIXTURE_VARIANT_ADD(folios, btrfs_large_middle) { btrfs, large, middle };
+FIXTURE_VARIANT_ADD(folios, btrfs_small_mapped_and_synced) { btrfs, small, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, btrfs_small_written_and_synced) { btrfs, small, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, btrfs_large_mapped_and_synced) { btrfs, large, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, btrfs_large_written_and_synced) { btrfs, large, written_and_synced };
 
-#define LARGE_ROWS(fs) \
-	ROW(fs, large, just_read); \
-	ROW(fs, large, locked); \
-	ROW(fs, large, middle)
+FIXTURE_VARIANT_ADD(folios, f2fs_small_just_read) { f2fs, small, just_read };
+FIXTURE_VARIANT_ADD(folios, f2fs_small_locked) { f2fs, small, locked };
+FIXTURE_VARIANT_ADD(folios, f2fs_ahead_just_read) { f2fs, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, f2fs_ahead_text) { f2fs, ahead, text };
+FIXTURE_VARIANT_ADD(folios, f2fs_small_mapped_and_synced) { f2fs, small, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, f2fs_small_written_and_synced) { f2fs, small, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, f2fs_ahead_mapped_and_synced) { f2fs, ahead, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, f2fs_ahead_written_and_synced) { f2fs, ahead, written_and_synced };
 
-#define WRITTEN_ROWS(fs, size) \
-	ROW(fs, size, mapped_and_synced); \
-	ROW(fs, size, written_and_synced)
+FIXTURE_VARIANT_ADD(folios, f2fs_immutable_large_just_read) { f2fs_immutable, large, just_read };
+FIXTURE_VARIANT_ADD(folios, f2fs_immutable_large_locked) { f2fs_immutable, large, locked };
+FIXTURE_VARIANT_ADD(folios, f2fs_immutable_large_middle) { f2fs_immutable, large, middle };
+FIXTURE_VARIANT_ADD(folios, f2fs_immutable_huge_just_read) { f2fs_immutable, huge, just_read };
 
-READ_ROWS(xfs);
-LARGE_ROWS(xfs);
-WRITTEN_ROWS(xfs, small);
-WRITTEN_ROWS(xfs, large);
-ROW(xfs, huge, just_read);
+FIXTURE_VARIANT_ADD(folios, squashfs_small_just_read) { squashfs, small, just_read };
+FIXTURE_VARIANT_ADD(folios, squashfs_small_locked) { squashfs, small, locked };
+FIXTURE_VARIANT_ADD(folios, squashfs_ahead_just_read) { squashfs, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, squashfs_ahead_text) { squashfs, ahead, text };
 
-READ_ROWS(btrfs);
-LARGE_ROWS(btrfs);
-WRITTEN_ROWS(btrfs, small);
-WRITTEN_ROWS(btrfs, large);
+FIXTURE_VARIANT_ADD(folios, erofs_small_just_read) { erofs, small, just_read };
+FIXTURE_VARIANT_ADD(folios, erofs_small_locked) { erofs, small, locked };
+FIXTURE_VARIANT_ADD(folios, erofs_ahead_just_read) { erofs, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, erofs_ahead_text) { erofs, ahead, text };
+FIXTURE_VARIANT_ADD(folios, erofs_large_just_read) { erofs, large, just_read };
+FIXTURE_VARIANT_ADD(folios, erofs_large_locked) { erofs, large, locked };
+FIXTURE_VARIANT_ADD(folios, erofs_large_middle) { erofs, large, middle };
+FIXTURE_VARIANT_ADD(folios, erofs_huge_just_read) { erofs, huge, just_read };
 
-READ_ROWS(f2fs);
-WRITTEN_ROWS(f2fs, small);
-WRITTEN_ROWS(f2fs, ahead);
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_small_just_read) { erofs_lz4, small, just_read };
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_small_locked) { erofs_lz4, small, locked };
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_ahead_just_read) { erofs_lz4, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_ahead_text) { erofs_lz4, ahead, text };
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_large_just_read) { erofs_lz4, large, just_read };
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_large_locked) { erofs_lz4, large, locked };
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_large_middle) { erofs_lz4, large, middle };
+FIXTURE_VARIANT_ADD(folios, erofs_lz4_huge_just_read) { erofs_lz4, huge, just_read };
 
-LARGE_ROWS(f2fs_immutable);
-ROW(f2fs_immutable, huge, just_read);
-
-READ_ROWS(squashfs);
-
-READ_ROWS(erofs);
-LARGE_ROWS(erofs);
-ROW(erofs, huge, just_read);
-
-READ_ROWS(erofs_lz4);
-LARGE_ROWS(erofs_lz4);
-ROW(erofs_lz4, huge, just_read);
-
-READ_ROWS(overlay_ext4);
-LARGE_ROWS(overlay_ext4);
-ROW(overlay_squashfs, ahead, text);
-ROW(overlay_erofs, ahead, text);
+FIXTURE_VARIANT_ADD(folios, overlay_ext4_small_just_read) { overlay_ext4, small, just_read };
+FIXTURE_VARIANT_ADD(folios, overlay_ext4_small_locked) { overlay_ext4, small, locked };
+FIXTURE_VARIANT_ADD(folios, overlay_ext4_ahead_just_read) { overlay_ext4, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, overlay_ext4_ahead_text) { overlay_ext4, ahead, text };
+FIXTURE_VARIANT_ADD(folios, overlay_ext4_large_just_read) { overlay_ext4, large, just_read };
+FIXTURE_VARIANT_ADD(folios, overlay_ext4_large_locked) { overlay_ext4, large, locked };
+FIXTURE_VARIANT_ADD(folios, overlay_ext4_large_middle) { overlay_ext4, large, middle };
+FIXTURE_VARIANT_ADD(folios, overlay_squashfs_ahead_text) { overlay_squashfs, ahead, text };
+FIXTURE_VARIANT_ADD(folios, overlay_erofs_ahead_text) { overlay_erofs, ahead, text };
 
 FIXTURE_SETUP(folios)
 {
@@ -740,20 +758,17 @@ FIXTURE_VARIANT(program) {
 	enum fs_nr fs;
 };
 
-#define PROGRAM(_fs) \
-	FIXTURE_VARIANT_ADD(program, _fs) { .fs = _fs }
-
-PROGRAM(ext4);
-PROGRAM(xfs);
-PROGRAM(btrfs);
-PROGRAM(f2fs);
-PROGRAM(f2fs_immutable);
-PROGRAM(squashfs);
-PROGRAM(erofs);
-PROGRAM(erofs_lz4);
-PROGRAM(overlay_ext4);
-PROGRAM(overlay_squashfs);
-PROGRAM(overlay_erofs);
+FIXTURE_VARIANT_ADD(program, ext4) { ext4 };
+FIXTURE_VARIANT_ADD(program, xfs) { xfs };
+FIXTURE_VARIANT_ADD(program, btrfs) { btrfs };
+FIXTURE_VARIANT_ADD(program, f2fs) { f2fs };
+FIXTURE_VARIANT_ADD(program, f2fs_immutable) { f2fs_immutable };
+FIXTURE_VARIANT_ADD(program, squashfs) { squashfs };
+FIXTURE_VARIANT_ADD(program, erofs) { erofs };
+FIXTURE_VARIANT_ADD(program, erofs_lz4) { erofs_lz4 };
+FIXTURE_VARIANT_ADD(program, overlay_ext4) { overlay_ext4 };
+FIXTURE_VARIANT_ADD(program, overlay_squashfs) { overlay_squashfs };
+FIXTURE_VARIANT_ADD(program, overlay_erofs) { overlay_erofs };
 
 FIXTURE_SETUP(program)
 {
@@ -778,13 +793,12 @@ static int get_text(struct dl_phdr_info *info, size_t size, void *arg)
 	struct text *text = arg;
 
 	for (int i = 0; i < info->dlpi_phnum; i++) {
-		const ElfW(Phdr) *p = info->dlpi_phdr + i;
-
-		if (p->p_type == PT_LOAD && p->p_flags & PF_X) {
-			text->start = (char *)info->dlpi_addr + p->p_vaddr;
-			text->offset = p->p_offset;
-			text->len = p->p_filesz;
-		}
+		if (info->dlpi_phdr[i].p_type != PT_LOAD ||
+		    !(info->dlpi_phdr[i].p_flags & PF_X))
+			continue;
+		text->start = (char *)info->dlpi_addr + info->dlpi_phdr[i].p_vaddr;
+		text->offset = info->dlpi_phdr[i].p_offset;
+		text->len = info->dlpi_phdr[i].p_filesz;
 	}
 	return 1;
 }
