@@ -1165,11 +1165,11 @@ FIXTURE(race) {
 FIXTURE_VARIANT(race) {
 	bool (*act)(int fd, unsigned int version);
 	int racers;
+	long rounds;
 };
 
 #define RACE_PAGES	32L
 #define RACE_KILLS	100
-#define RACE_ROUNDS	2000
 
 static bool race_map(int fd, int flags)
 {
@@ -1239,26 +1239,31 @@ static bool race_punch(int fd, unsigned int version)
 FIXTURE_VARIANT_ADD(race, fault) {
 	.act = race_fault,
 	.racers = 2,
+	.rounds = 2000,
 };
 
 FIXTURE_VARIANT_ADD(race, populate) {
 	.act = race_populate,
 	.racers = 2,
+	.rounds = 2000,
 };
 
 FIXTURE_VARIANT_ADD(race, read) {
 	.act = race_read,
 	.racers = 2,
+	.rounds = 2000,
 };
 
 FIXTURE_VARIANT_ADD(race, truncate) {
 	.act = race_truncate,
 	.racers = 1,
+	.rounds = 500,		/* each writes to the disk */
 };
 
 FIXTURE_VARIANT_ADD(race, punch_hole) {
 	.act = race_punch,
 	.racers = 1,
+	.rounds = 500,		/* each writes to the disk */
 };
 
 FIXTURE_SETUP(race)
@@ -1311,7 +1316,7 @@ TEST_F_TIMEOUT(race, no_byte_is_wrong, TIMEOUT)
 		}
 	}
 
-	for (int i = 0; i < RACE_KILLS || *self->rounds < RACE_ROUNDS; i++) {
+	for (int i = 0; i < RACE_KILLS || *self->rounds < variant->rounds; i++) {
 		pid = start_child(&self->env, race_victim, &self->env.fd, &pidfd);
 		ASSERT_GT(pid, 0);
 		usleep(i % 10 * 1000);
@@ -1658,7 +1663,7 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
  * After many kills of all kinds no page is left that a victim has ever used.
  */
 #define COMM		"mrelease_gone"
-#define EXACT_PAGES	1024L
+#define EXACT_PAGES	512L
 #define EXACT_KILLS	200
 
 FIXTURE(exact) {
