@@ -1617,7 +1617,7 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 	bool seen = false;
 	char c;
 
-	for (int i = 0; i < 200 && !seen; i++) {
+	for (int i = 0; i < 50 && !seen; i++) {
 		ASSERT_EQ(0, pipe(ready));
 		pid = start_child(&self->env, write_mirrored, &self->addr, &pidfd);
 		ASSERT_GT(pid, 0);
