@@ -622,7 +622,7 @@ FIXTURE_TEARDOWN(driver)
 	tear_down(&self->env);
 }
 
-static bool map_ring_and_file(const void *arg)
+static bool share_ring(const void *arg)
 {
 	struct ring ring = *(const struct ring *)arg;
 
@@ -638,7 +638,7 @@ TEST_F_TIMEOUT(driver, io_uring, TIMEOUT)
 	if (!open_ring(&self->ring))
 		SKIP(return, "no io_uring");
 	for (int i = 0; i < 50; i++) {
-		pid = start_child(&self->env, map_ring_and_file, &self->ring, &pidfd);
+		pid = start_child(&self->env, share_ring, &self->ring, &pidfd);
 		ASSERT_GT(pid, 0);
 		kill_victim(_metadata, pid, pidfd);
 		nop.user_data = i + 1;
@@ -1617,7 +1617,7 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 	bool seen = false;
 	char c;
 
-	for (int i = 0; i < 200 && !seen; i++) {
+	for (int i = 0; i < 50 && !seen; i++) {
 		ASSERT_EQ(0, pipe(ready));
 		pid = start_child(&self->env, write_mirrored, &self->addr, &pidfd);
 		ASSERT_GT(pid, 0);
