@@ -82,23 +82,52 @@ static void set(const char *path, const char *text)
 	}
 }
 
+/*
+ * Not every machine finds its devices in the order in which QEMU names them: the
+ * disk's letter is also its serial number. UML's have none.
+ */
+static const char *find_disk(const char *name)
+{
+	static char path[32];
+	char serial;
+	int fd;
+
+	for (char letter = 'a'; letter <= 'h'; letter++) {
+		snprintf(path, sizeof(path), "/sys/block/vd%c/serial", letter);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		if (read(fd, &serial, 1) == 1 && serial == name[strlen(name) - 1]) {
+			close(fd);
+			snprintf(path, sizeof(path), "/dev/vd%c", letter);
+			return path;
+		}
+		close(fd);
+	}
+	return name;
+}
+
 static void open_port(int nr, int flags)
 {
 	static const char *const file[] = { [STATUS] = "status", "out", "err" };
 	const char *host = getenv("guest_host");
 	char path[32];
-	int tries = 10000;
+	int tries = 50000;
 
 	if (host) {
 		/* User Mode Linux: the host's files, directly */
 		snprintf(path, sizeof(path), "/run/%s", file[nr]);
 		flags |= O_APPEND | O_SYNC;
 	} else {
-		snprintf(path, sizeof(path), "/dev/vport0p%d", nr);
+		/* The first number is that of the virtio device. */
+		snprintf(path, sizeof(path), "/dev/vport?p%d", nr);
 	}
 	/* The driver makes the ports when the host has told it of them. */
-	while ((port[nr] = open(path, flags | O_CLOEXEC)) < 0 && tries--)
-		usleep(1000);
+	for (int n = 0; (port[nr] = open(path, flags | O_CLOEXEC)) < 0 && tries--; n++) {
+		if (!host)
+			path[strlen("/dev/vport")] = '0' + n % 8;
+		usleep(200);
+	}
 	if (port[nr] < 0)
 		report("failed %s: %s", path, strerror(errno));
 }
@@ -152,9 +181,9 @@ static void set_up(void)
 	set("/sys/fs/cgroup/cgroup.subtree_control", "+io");
 	set("/sys/fs/cgroup/cgroup.subtree_control", "+pids");
 	if (fs)
-		check(mount(disk, "/mnt", fs, 0, NULL));
+		check(mount(find_disk(disk), "/mnt", fs, 0, NULL));
 	if (swap)
-		check(swapon(swap, 0));
+		check(swapon(find_disk(swap), 0));
 }
 
 /* The working directory, then the words of the command, each ended by NUL. */
