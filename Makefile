@@ -11,8 +11,11 @@ bench:		## what it costs, base against series: report.html, summary.md (ROW=)
 demo:		## base and series side by side: what one call frees
 	@demo/run
 
-check:		## all tests
+check:		## all tests (ARCH="x86_64 arm64 s390")
 	@scripts/check
+
+configs:	## ours without SWAP, SMP, THP, MEMCG, with NUMA, PREEMPT, PREEMPT_RT
+	@ARCH= CONFIGS="$${CONFIGS:-noswap nosmp nothp nomemcg numa preempt rt}" scripts/check
 
 unit:		## the unit tests, without a guest: a minute or two
 	@scripts/unit
@@ -44,4 +47,4 @@ clean:		## remove what was built, but not build/linux
 distclean:	## remove build/ with what is not refreshed, and the cache
 	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"
 
-.PHONY: help demo check bench unit image tree refresh series apply revert lint clean distclean
+.PHONY: help demo check configs bench unit image tree refresh series apply revert lint clean distclean
