@@ -20,7 +20,7 @@ configs:	## ours without SWAP, SMP, THP, MEMCG, with NUMA, PREEMPT, PREEMPT_RT
 unit:		## the unit tests, without a guest: a minute or two
 	@scripts/unit
 
-image:		## a kernel for the guest (VARIANT=base|series CONFIG=fast|debug)
+image:		## a kernel (VARIANT=base|series CONFIG=fast|debug ARCH=x86_64|arm64|s390|um)
 	@scripts/image
 
 tree:		## build/linux: the kernel and the series as commits (KSRC= FETCH=1 FORCE=1)

@@ -9,6 +9,9 @@ build=$top/build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mrelease
 series_dir=$top/patches/${SERIES:-7.2}
 export LC_ALL=C
+# What stands on its command line, make has put into the environment, too. From
+# here on it is ours to change.
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES
 
 mkdir -p "$build/log" "$cache"
 

@@ -780,17 +780,24 @@ static bool is_kthread(struct victim *v)
 /* How a kernel with the flag does it. */
 static void reap_kill(struct victim *v)
 {
-	do {
+	bool again = false;
+
+	for (;;) {
 		v->error = mrelease(v->pidfd, PROCESS_MRELEASE_REAP_KILL);
-		if (v->error == EAGAIN)
-			usleep(1000);
-	} while (v->error == EAGAIN && !is_late());
+		if (v->error != EAGAIN || is_late())
+			break;
+		again = true;
+		usleep(1000);
+	}
+	/* Its exit was quicker. */
+	if (again && v->error == ESRCH)
+		v->error = 0;
 
 	if (v->error == EPERM)
 		explain_eperm(v);
 	else if (v->error == EAGAIN)
 		snprintf(v->why, sizeof(v->why),
-			 "killed, but an MMU notifier keeps its memory: %s", strerror(EAGAIN));
+			 "killed, but its memory is still in use: %s", strerror(EAGAIN));
 }
 
 /*
