@@ -79,8 +79,8 @@ need() {
 
 install_packages() {
 	# A fresh machine has no package lists yet, an old one may have stale ones.
-	apt-get install -y --no-install-recommends "$@" || {
+	apt-get install -y --no-install-recommends --no-remove "$@" || {
 		apt-get update
-		apt-get install -y --no-install-recommends "$@"
+		apt-get install -y --no-install-recommends --no-remove "$@"
 	}
 }

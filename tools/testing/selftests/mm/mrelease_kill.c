@@ -550,6 +550,13 @@ static void be_nobody(void)
 	be(NOBODY, NOBODY, NOBODY);
 }
 
+/* The kernel thread is root's all the same. */
+static void lend_and_be_nobody(void)
+{
+	lend_to_kernel_thread();
+	be_nobody();
+}
+
 static void be_of_nobody_with_root(void)
 {
 	be(NOBODY, 0, 0);
@@ -718,6 +725,11 @@ FIXTURE_VARIANT(who_may) {
 	int named;
 	void (*become)(void);	/* what the caller is */
 	int error;
+};
+
+FIXTURE_VARIANT_ADD(who_may, kernel_thread_is_no_sharer) {
+	.play = { .begin = lend_and_be_nobody },
+	.become = be_nobody,
 };
 
 FIXTURE_VARIANT_ADD(who_may, another_user) {
@@ -948,7 +960,10 @@ TEST_F_TIMEOUT(who_may, as_with_kill, TIMEOUT)
 		} else {
 			if (!variant->play.copies)
 				check_free(_metadata, measure(&self->env));
-			EXPECT_TRUE(dies(&procs[variant->named]));
+			for (int i = 0; i < nr; i++) {
+				if (i == variant->named || !variant->play.copies)
+					EXPECT_TRUE(dies(&procs[i]));
+			}
 		}
 		EXPECT_EQ(variant->error, verdict) {
 			TH_LOG("by way %d", way);
