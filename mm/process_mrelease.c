@@ -311,6 +311,10 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 		return -ESRCH;
 	*mmp = mm;
 
+	ret = check_kill_mrelease(leader);
+	if (ret)
+		return ret;
+
 	/* One reference for each thread of the victim, or there are others. */
 	users = atomic_read(&mm->mm_users);
 	/*
@@ -323,10 +327,6 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 			users--;
 	}
 	shared = users > 0;
-
-	ret = check_kill_mrelease(leader);
-	if (ret)
-		return ret;
 	if (shared) {
 		ret = check_other_sharers(leader, mm);
 		if (ret)
@@ -413,10 +413,12 @@ static void evict_file_range(struct vm_area_struct *vma)
 
 /*
  * Evict what others have let go of. Nothing but the VMAs tells which folios that
- * could be.
+ * could be. There may be 65530 of them for one large file, of which nothing can
+ * go: this must not take for ever. What is evicted, the next call need not do.
  */
 static int evict_behind_others(struct mm_struct *mm)
 {
+	const unsigned long deadline = jiffies + 3 * HZ;
 	VMA_ITERATOR(vmi, mm, 0);
 	struct vm_area_struct *vma;
 
@@ -424,6 +426,8 @@ static int evict_behind_others(struct mm_struct *mm)
 	for_each_vma(vmi, vma) {
 		if (fatal_signal_pending(current))
 			return -EINTR;
+		if (time_after(jiffies, deadline))
+			return -EAGAIN;
 		if (vma->vm_file && mapping_evictable(vma->vm_file->f_mapping))
 			evict_file_range(vma);
 	}
@@ -553,9 +557,13 @@ static int reap_kill(struct task_struct *task)
 	while ((ret = kill_sharers(task, &mm)) > 0) {
 		mmdrop(mm);
 		mm = NULL;
+		if (fatal_signal_pending(current)) {
+			ret = -EINTR;
+			break;
+		}
 		cond_resched();
 	}
-	left = !mm;
+	left = ret == -ESRCH && !mm;
 	if (left)
 		ret = claim_exit_mm(task, &mm);
 	if (ret)

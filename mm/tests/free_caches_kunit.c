@@ -146,34 +146,64 @@ static void pairs(struct kunit *test)
 	}
 }
 
-/* Folios of all orders next to each other, below and above the size of a node. */
+/*
+ * Folios of all orders next to each other, below and above the size of a node.
+ * Some are not in the batch, some are in use, and some have a mark that a
+ * writeback has left there.
+ */
 static void mixed_orders(struct kunit *test)
 {
 	enum { PAGES = 1024 };
+	struct address_space *mapping = mapping_of(test);
 	struct free_caches *fc = test->priv;
 	DECLARE_BITMAP(stay, PAGES);
+	DECLARE_BITMAP(used, PAGES);
 	struct rnd_state random;
 
 	prandom_seed_state(&random, 1);
 	for (int round = 0; round < 100; round++) {
 		bitmap_zero(stay, PAGES);
+		bitmap_zero(used, PAGES);
 		for (int i = 0; i < PAGES && fc->nr < MAX_ENTRIES - 1;) {
 			unsigned int order = min_t(unsigned int, i ? __ffs(i) : 7,
 						   prandom_u32_state(&random) % 8);
 			struct folio *folio = add_folio(test, i, order);
 
-			if (prandom_u32_state(&random) % 16)
-				gather(test, folio, 1 << order);
-			else
+			switch (prandom_u32_state(&random) % 16) {
+			case 0:
 				bitmap_set(stay, i, 1 << order);
+				break;
+			case 1:
+				folio_get(folio);
+				set_bit(i, used);
+				bitmap_set(stay, i, 1 << order);
+				gather(test, folio, 1 << order);
+				break;
+			case 2:
+				xa_set_mark(&mapping->i_pages, i, PAGECACHE_TAG_TOWRITE);
+				fallthrough;
+			default:
+				gather(test, folio, 1 << order);
+			}
 			i += 1 << order;
 		}
 		flush(test, true);
 		expect_cached(test, bitmap_weight(stay, PAGES));
-		for (int i = 0; i < PAGES; i++)
-			KUNIT_EXPECT_EQ(test, test_bit(i, stay),
-					!!xa_load(&mapping_of(test)->i_pages, i));
-		truncate_inode_pages(mapping_of(test), 0);
+		KUNIT_EXPECT_FALSE(test, xa_marked(&mapping->i_pages,
+						   PAGECACHE_TAG_TOWRITE));
+		for (int i = 0; i < PAGES; i++) {
+			struct folio *folio = xa_load(&mapping->i_pages, i);
+
+			KUNIT_EXPECT_EQ(test, test_bit(i, stay), !!folio);
+			if (folio && test_bit(i, used)) {
+				KUNIT_EXPECT_EQ(test, i, folio->index);
+				KUNIT_EXPECT_EQ(test, folio_nr_pages(folio) + 1,
+						folio_ref_count(folio));
+				folio_put(folio);
+			}
+		}
+		truncate_inode_pages(mapping, 0);
+		KUNIT_EXPECT_TRUE(test, xa_empty(&mapping->i_pages));
 	}
 }
 
@@ -291,6 +321,7 @@ struct refusal {
 	const char *name;
 	void (*begin)(struct kunit *test, struct folio *folio);
 	void (*end)(struct kunit *test, struct folio *folio);
+	bool all;		/* of the mapping's folios stay */
 };
 
 static void set_dirty(struct kunit *test, struct folio *folio)
@@ -413,10 +444,10 @@ static const struct refusal refusals[] = {
 	{ "locked", lock, unlock },
 	{ "referenced", pin, unpin },
 	{ "private data that has to stay", set_private, allow_release },
-	{ "unevictable mapping", set_unevictable, clear_unevictable },
-	{ "inaccessible mapping", set_inaccessible, clear_inaccessible },
-	{ "mapping with a cache of its own", set_release_always, clear_release_always },
-	{ "mapping that frees folios itself", set_free_folio, clear_free_folio },
+	{ "unevictable mapping", set_unevictable, clear_unevictable, true },
+	{ "inaccessible mapping", set_inaccessible, clear_inaccessible, true },
+	{ "mapping with a cache of its own", set_release_always, clear_release_always, true },
+	{ "mapping that frees folios itself", set_free_folio, clear_free_folio, true },
 };
 
 KUNIT_ARRAY_PARAM_DESC(refusal, refusals, name);
@@ -426,6 +457,8 @@ static void refused(struct kunit *test)
 {
 	const struct refusal *refusal = test->param_value;
 	struct folio *folio = add_folio(test, 8, 0), *large = add_folio(test, 16, 2);
+	struct folio *before[] = { add_folio(test, 7, 0), add_folio(test, 12, 2) };
+	struct folio *after[] = { add_folio(test, 9, 0), add_folio(test, 20, 2) };
 	int refs, large_refs;
 
 	/* On an LRU list, whose counters have to come out right. */
@@ -434,19 +467,29 @@ static void refused(struct kunit *test)
 	refusal->begin(test, large);
 	refs = folio_ref_count(folio);
 	large_refs = folio_ref_count(large);
+	gather(test, before[0], 1);
 	gather(test, folio, 1);
+	gather(test, after[0], 1);
+	gather(test, before[1], 4);
 	gather(test, large, 4);
+	gather(test, after[1], 4);
 	flush(test, true);
-	expect_cached(test, 5);
+	expect_cached(test, refusal->all ? 15 : 5);
+	KUNIT_EXPECT_PTR_EQ(test, folio, xa_load(&mapping_of(test)->i_pages, 8));
+	KUNIT_EXPECT_PTR_EQ(test, large, xa_load(&mapping_of(test)->i_pages, 16));
 	KUNIT_EXPECT_EQ(test, refs, folio_ref_count(folio));
 	KUNIT_EXPECT_EQ(test, large_refs, folio_ref_count(large));
 
 	refusal->end(test, folio);
 	refusal->end(test, large);
-	gather(test, add_folio(test, 7, 0), 1);
 	gather(test, folio, 1);
-	gather(test, add_folio(test, 9, 0), 1);
 	gather(test, large, 4);
+	if (refusal->all) {
+		gather(test, before[0], 1);
+		gather(test, before[1], 4);
+		gather(test, after[0], 1);
+		gather(test, after[1], 4);
+	}
 	flush(test, true);
 	expect_cached(test, 0);
 }
