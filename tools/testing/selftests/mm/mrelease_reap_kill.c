@@ -760,7 +760,7 @@ FIXTURE_TEARDOWN(only_copy)
 TEST_F_TIMEOUT(only_copy, stays, TIMEOUT)
 {
 	const struct spec spec = {
-		.anon = PAGES, .file = default_huge_page_size() / psize(),
+		.anon = PAGES, .file = default_huge_page_size() / psize() ?: 512,
 		.prot = PROT_READ | PROT_WRITE, .dirty = 1,
 	};
 	size_t len = spec.file * psize();
