@@ -418,8 +418,8 @@ static void evict_file_range(struct vm_area_struct *vma)
  */
 static int evict_behind_others(struct mm_struct *mm)
 {
-	const unsigned long deadline = jiffies + 3 * HZ;
 	VMA_ITERATOR(vmi, mm, 0);
+	const unsigned long deadline = jiffies + 3 * HZ;
 	struct vm_area_struct *vma;
 
 	lru_add_drain_all();
