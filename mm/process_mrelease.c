@@ -333,6 +333,7 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 			return ret;
 	}
 
+	trace_mrelease_start(leader, mm, PROCESS_MRELEASE_REAP_KILL, 0);
 	ret = kill_user(leader, mm);
 	if (ret || !shared)
 		return ret;
@@ -345,31 +346,45 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 }
 
 /*
- * Wait until all pages are free that somebody had taken out of the page tables
- * of this mm when we had done the same. Mostly there is nobody, or it is
- * exit_mmap(), which says when it is done. For others, like a madvise() that was
- * under way, it is a matter of a moment, unless there are more and more of them.
+ * Wait until the pages are free that others than exit_mmap() had taken out of
+ * the page tables of this mm when we had done the same: a reaper, a madvise()
+ * that was under way. It is a matter of a moment, unless there are more and more
+ * of them.
  */
-static int wait_for_gathers(struct mm_struct *mm)
+static int wait_for_other_gathers(struct mm_struct *mm)
 {
-	unsigned long *flags = ACCESS_PRIVATE(&mm->flags, __mm_flags);
 	unsigned long end = jiffies + HZ;
+	int exiting;
 
 	/* First the page tables, some without their lock, then the count. */
 	smp_mb();
-	if (!mm_tlb_flush_pending(mm))
-		return 0;
-	if (wait_on_bit(flags, MMF_EXIT_UNMAP, TASK_KILLABLE))
-		return -EINTR;
-	while (mm_tlb_flush_pending(mm)) {
+	for (;;) {
+		/* Set after exit_mmap() is counted, and until it is not. */
+		exiting = mm_flags_test(MMF_EXIT_UNMAP, mm);
+		smp_rmb();
+		if (atomic_read(&mm->tlb_flush_pending) <= exiting)
+			return 0;
 		if (time_after(jiffies, end))
 			return -EAGAIN;
 		schedule_timeout_killable(1);
 		if (fatal_signal_pending(current))
 			return -EINTR;
 	}
+}
 
-	return 0;
+/*
+ * The same for exit_mmap(), too, which says when it is done. If it begins later,
+ * it finds nothing.
+ */
+static int wait_for_gathers(struct mm_struct *mm)
+{
+	unsigned long *flags = ACCESS_PRIVATE(&mm->flags, __mm_flags);
+
+	smp_mb();
+	if (wait_on_bit(flags, MMF_EXIT_UNMAP, TASK_KILLABLE))
+		return -EINTR;
+
+	return wait_for_other_gathers(mm);
 }
 
 /*
@@ -438,11 +453,11 @@ static int evict_behind_others(struct mm_struct *mm)
 }
 
 /*
- * With the lock for writing, reapers that were ahead are done, and so is the
- * unmapping of exit_mmap(). What it still has in its batches it is going to
- * evict, since it looks for the mark again when we have unlocked the mm.
+ * With the lock for writing, the unmapping of exit_mmap() is done. What it still
+ * has in its batches it is going to evict, since it looks for the mark again
+ * when we have unlocked the mm. No thread is left that could sleep in a fault.
  */
-static int lock_behind_others(struct mm_struct *mm)
+static int lock_behind_exit(struct mm_struct *mm)
 {
 	if (mmap_write_lock_killable(mm))
 		return -EINTR;
@@ -466,13 +481,15 @@ static int reap_marked_mm(struct mm_struct *mm, bool left)
 	 */
 	lru_add_drain_all();
 	ahead = others_are_ahead(mm, left);
-	if (ahead ? lock_behind_others(mm) : mmap_read_lock_killable(mm))
+	if (ahead && left ? lock_behind_exit(mm) : mmap_read_lock_killable(mm))
 		return -EINTR;
 	if (ahead && mtree_empty(&mm->mm_mt))
 		ret = -ESRCH;
 	else if (!__oom_reap_task_mm(mm))
 		ret = -EAGAIN;
-	else if (ahead || IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER))
+	else if (ahead)
+		ret = wait_for_other_gathers(mm) ?: evict_behind_others(mm);
+	else if (IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER))
 		ret = evict_behind_others(mm);
 	mmap_read_unlock(mm);
 
@@ -505,6 +522,7 @@ static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
 
 	if (!mm_is_dying(mm))
 		return -ESRCH;
+	trace_mrelease_start(victim, mm, PROCESS_MRELEASE_REAP_KILL, 0);
 	mm_flags_set(MMF_REAP_KILLED, mm);
 
 	return 0;
@@ -569,7 +587,6 @@ static int reap_kill(struct task_struct *task)
 	if (ret)
 		goto drop_mm;
 
-	trace_mrelease_start(task, mm, PROCESS_MRELEASE_REAP_KILL, 0);
 	ret = reap_marked_mm(mm, left);
 	if (!ret)
 		ret = reap_old_mm(task, mm);
