@@ -5,13 +5,13 @@
 help:		## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-bench:		## what it costs, base against series: report.html, summary.md (ROW=)
+bench:		## what it costs, base against series: report.html, summary.md (ROW= BOOTS=3)
 	@bench/run
 
-demo:		## base and series side by side: what one call frees
+demo:		## base and series side by side: what one call frees (REPEAT=5 CPUS=2 MEMORY=)
 	@demo/run
 
-check:		## all tests (ARCH="x86_64 arm64 s390")
+check:		## all tests (ARCH="x86_64 arm64 s390" COMPILE= CONFIG=fast|debug CONFIGS=)
 	@scripts/check
 
 configs:	## ours without SWAP, SMP, THP, MEMCG, with NUMA, PREEMPT, PREEMPT_RT
@@ -35,13 +35,13 @@ series:		## build/mail: the series as mails (VERSION=)
 apply:		## the series on a kernel tree of yours, KDIR=/path/to/linux
 	@scripts/apply apply
 
-revert:		## and off it
+revert:		## and off it (KDIR=)
 	@scripts/apply revert
 
 lint:		## shellcheck, checkpatch and the like
 	@scripts/lint
 
-clean:		## remove what was built, but not build/linux
+clean:		## remove what was built and measured, but not build/linux
 	@find build -mindepth 1 -maxdepth 1 ! -name linux -exec rm -rf {} +
 
 distclean:	## remove build/ with what is not refreshed, and the cache

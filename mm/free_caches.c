@@ -67,23 +67,11 @@ struct run {
 	unsigned int refused[NR_MRELEASE_REFUSALS];
 };
 
-/*
- * Buffers and other private data hold a reference, and a filesystem may want
- * to sleep or to take locks of its own when it lets go of them, so this
- * precedes the locked part. Whoever has pinned the folio to write into it is
- * going to make it dirty, and the filesystem relies on its buffers then.
- */
-static void release_private(struct folio *folio, unsigned int refs)
+/* Is this one for put_private()? Not on s390, which holds the page-table lock. */
+static bool has_clean_private(struct folio *folio)
 {
-	/* s390 is here with the page-table lock held. */
-	if (IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER) || !folio_trylock(folio))
-		return;
-
-	if (folio->mapping && !folio_mapped(folio) &&
-	    !folio_test_dirty(folio) && !folio_test_writeback(folio) &&
-	    folio_ref_count(folio) <= folio_nr_pages(folio) + refs + 1)
-		filemap_release_folio(folio, 0);
-	folio_unlock(folio);
+	return !IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER) && folio_has_private(folio) &&
+	       !folio_test_dirty(folio) && !folio_test_writeback(folio);
 }
 
 /*
@@ -144,7 +132,8 @@ static void erase_pages(struct address_space *mapping, pgoff_t index,
  * one update of the counters for folios with the same. Huge ones, which have
  * counters of their own, are worth a call each. i_pages is locked.
  *
- * Sets the folios that stay to NULL.
+ * Sets the folios that stay to NULL. Of those with private data, which are not
+ * done with, one reference is kept.
  */
 static void erase_clean_folios(struct run *run)
 {
@@ -161,6 +150,11 @@ static void erase_clean_folios(struct run *run)
 		/* Truncated in the meantime: what is left is our reference. */
 		if (folio->mapping != run->mapping)
 			continue;
+		if (has_clean_private(folio)) {
+			folio_ref_sub(folio, run->refs[i] - 1);
+			run->refs[i] = 1;
+			continue;
+		}
 		refusal = freeze_clean_folio(folio, run->refs[i]);
 		if (refusal) {
 			folio_ref_sub(folio, run->refs[i]);
@@ -279,6 +273,38 @@ static void free_frozen_folios(struct folio **folios, unsigned int nr)
 }
 
 /*
+ * Drop the last reference to a folio with buffers or other private data, and
+ * evict it: the filesystem may want to sleep or to take locks of its own when it
+ * lets go of these. Whoever has pinned the folio to write into it is going to
+ * make it dirty, and the filesystem relies on its buffers then. Such a folio has
+ * more references.
+ *
+ * The folio lock does what i_pages does for others, see evict_run(). Another
+ * gather with a reference holds it for no longer than it takes to count.
+ */
+static void put_private(struct run *run, struct folio *folio)
+{
+	for (int i = 0; !folio_trylock(folio); i++) {
+		if (i == 100) {
+			run->refused[MRELEASE_PRIVATE]++;
+			folio_put(folio);
+			return;
+		}
+		cpu_relax();
+	}
+
+	run->evicted += mapping_evict_folio(folio->mapping, folio);
+	if (folio->mapping) {
+		run->refused[MRELEASE_PRIVATE]++;
+		folio_put(folio);
+		folio_unlock(folio);
+	} else {
+		folio_unlock(folio);
+		folio_put(folio);
+	}
+}
+
+/*
  * Evict and free what is in the run, as far as nobody else wants it.
  *
  * There is no need for the inode's i_lock. It orders the removal of the last
@@ -298,10 +324,6 @@ static void evict_run(struct run *run)
 	if (!run->nr)
 		return;
 
-	for (unsigned int i = 0; i < run->nr; i++) {
-		if (folio_has_private(run->folios[i]))
-			release_private(run->folios[i], run->refs[i]);
-	}
 	run->evicted = 0;
 	memset(run->refused, 0, sizeof(run->refused));
 
@@ -316,10 +338,12 @@ static void evict_run(struct run *run)
 
 		if (!folio)
 			continue;
-		if (folio_ref_count(folio))
-			folio_put_refs(folio, run->refs[i]);
-		else
+		if (!folio_ref_count(folio))
 			run->folios[frozen++] = folio;
+		else if (folio->mapping)
+			put_private(run, folio);
+		else
+			folio_put_refs(folio, run->refs[i]);
 	}
 	free_frozen_folios(run->folios, frozen);
 	run->nr = 0;

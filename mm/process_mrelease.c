@@ -161,14 +161,12 @@ static bool process_is_dying(struct task_struct *p)
  * Has every process that uses this mm been killed? What is left are kernel
  * threads that borrow it and references such as that of process_vm_readv().
  */
-static bool mm_is_dying(struct mm_struct *mm)
+static bool users_are_dying(struct mm_struct *mm)
 {
 	struct task_struct *p;
 
-	if (!atomic_read(&mm->mm_users))
-		return true;
+	lockdep_assert_held(&tasklist_lock);
 
-	guard(read_lock)(&tasklist_lock);
 	for_each_process(p) {
 		if (!(p->flags & PF_KTHREAD) && process_shares_mm(p, mm) &&
 		    !process_is_dying(p))
@@ -176,6 +174,16 @@ static bool mm_is_dying(struct mm_struct *mm)
 	}
 
 	return true;
+}
+
+static bool mm_is_dying(struct mm_struct *mm)
+{
+	if (!atomic_read(&mm->mm_users))
+		return true;
+
+	guard(read_lock)(&tasklist_lock);
+
+	return users_are_dying(mm);
 }
 
 /* Free what the victim of a signal holds, as far as it has not done so. */
@@ -346,35 +354,59 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 }
 
 /*
- * Wait until the pages are free that others than exit_mmap() had taken out of
- * the page tables of this mm when we had done the same: a reaper, a madvise()
- * that was under way. It is a matter of a moment, unless there are more and more
- * of them.
+ * Is somebody other than exit_mmap() about to free pages of this mm: a reaper, a
+ * madvise() that was under way?
  */
-static int wait_for_other_gathers(struct mm_struct *mm)
+static bool others_have_gathers(struct mm_struct *mm)
 {
-	unsigned long end = jiffies + HZ;
 	int exiting;
 
 	/* First the page tables, some without their lock, then the count. */
 	smp_mb();
-	for (;;) {
-		/* Set after exit_mmap() is counted, and until it is not. */
-		exiting = mm_flags_test(MMF_EXIT_UNMAP, mm);
-		smp_rmb();
-		if (atomic_read(&mm->tlb_flush_pending) <= exiting)
-			return 0;
+	/* Set after exit_mmap() is counted, and until it is not. */
+	exiting = mm_flags_test(MMF_EXIT_UNMAP, mm);
+	smp_rmb();
+
+	return atomic_read(&mm->tlb_flush_pending) > exiting;
+}
+
+/* Wait for them: a matter of a moment, unless there are more and more of them. */
+static int wait_for_others(struct mm_struct *mm)
+{
+	unsigned long end = jiffies + HZ;
+
+	while (others_have_gathers(mm)) {
 		if (time_after(jiffies, end))
 			return -EAGAIN;
 		schedule_timeout_killable(1);
 		if (fatal_signal_pending(current))
 			return -EINTR;
 	}
+
+	return 0;
 }
 
 /*
- * The same for exit_mmap(), too, which says when it is done. If it begins later,
- * it finds nothing.
+ * Wait for exit_mmap() to come to the end of the VMAs, where it waits for
+ * mmap_lock, which the caller holds. If it begins later, it finds nothing.
+ */
+static int wait_for_unmapping(struct mm_struct *mm)
+{
+	while (mm_flags_test(MMF_EXIT_UNMAP, mm) &&
+	       !mm_flags_test(MMF_EXIT_UNMAPPED, mm)) {
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
+	/* First the flag, then what has been freed before it was set. */
+	smp_rmb();
+
+	return 0;
+}
+
+/*
+ * Wait until all pages are free that somebody had taken out of the page tables
+ * when we had done the same. An exit_mmap() says when it is done.
  */
 static int wait_for_gathers(struct mm_struct *mm)
 {
@@ -384,23 +416,21 @@ static int wait_for_gathers(struct mm_struct *mm)
 	if (wait_on_bit(flags, MMF_EXIT_UNMAP, TASK_KILLABLE))
 		return -EINTR;
 
-	return wait_for_other_gathers(mm);
+	return wait_for_others(mm);
 }
 
 /*
- * Has somebody begun to unmap when the mm was not marked yet, or when folios
- * were still in the batches of other CPUs? A reaper says so by MMF_UNSTABLE. An
- * exit drains the batches if it sees the mark, so it matters only if no thread
- * used the mm any more (@left) when that was set.
+ * May folios have been let go of without being evicted? By an exit or a reaper
+ * that began when the mm was not marked yet; or, in the case of a reaper, when
+ * folios were still in the batches of other CPUs. An exit drains these, if it
+ * sees the mark, and it does unless all threads had left the mm before (@left).
  */
 static bool others_are_ahead(struct mm_struct *mm, bool left)
 {
 	/* First the mark, then this: they do the reverse. */
 	smp_mb();
 	return mm_flags_test(MMF_UNSTABLE, mm) ||
-	       (left && !atomic_read(&mm->mm_users) &&
-		(mm_flags_test(MMF_EXIT_UNMAP, mm) ||
-		 mm_flags_test(MMF_OOM_SKIP, mm)));
+	       (left && mm_flags_test(MMF_EXIT_UNMAP, mm));
 }
 
 /* Evict what is clean and unmapped in the part of a file that a VMA maps. */
@@ -409,6 +439,7 @@ static void evict_file_range(struct vm_area_struct *vma)
 	struct address_space *mapping = vma->vm_file->f_mapping;
 	pgoff_t first = vma->vm_pgoff;
 	pgoff_t last = first + vma_pages(vma) - 1;
+	unsigned long pages;
 	struct folio *folio;
 
 	/* A large folio may stand out at either end. */
@@ -422,8 +453,10 @@ static void evict_file_range(struct vm_area_struct *vma)
 		last = folio_next_index(folio) - 1;
 		folio_put(folio);
 	}
-	count_vm_events(MRELEASE_EVICT,
-			mapping_try_invalidate(mapping, first, last, NULL));
+	pages = mapping->nrpages;
+	mapping_try_invalidate(mapping, first, last, NULL);
+	/* It counts what was evicted before as well, so this has to be told apart. */
+	count_vm_events(MRELEASE_EVICT, pages - min(pages, mapping->nrpages));
 }
 
 /*
@@ -446,51 +479,44 @@ static int evict_behind_others(struct mm_struct *mm)
 		if (vma->vm_file && mapping_evictable(vma->vm_file->f_mapping))
 			evict_file_range(vma);
 	}
-	/* What the exit still has was just deactivated, by way of a batch. */
-	lru_add_drain();
+	/* What the exit still has was just deactivated, by way of batches. */
+	lru_add_drain_all();
 
 	return 0;
 }
 
 /*
- * With the lock for writing, the unmapping of exit_mmap() is done. What it still
- * has in its batches it is going to evict, since it looks for the mark again
- * when we have unlocked the mm. No thread is left that could sleep in a fault.
- */
-static int lock_behind_exit(struct mm_struct *mm)
-{
-	if (mmap_write_lock_killable(mm))
-		return -EINTR;
-	mmap_write_downgrade(mm);
-
-	return 0;
-}
-
-/*
- * Free all that a marked mm holds, and be sure that it is free. If others were
- * ahead, exit_mmap() may have come to its end: -ESRCH.
+ * Free all that a marked mm holds, and be sure that it is free. With mmap_lock
+ * held, the VMAs stay. If they are gone, exit_mmap() has come to its end, of a
+ * victim that we have killed, or of one that had died before (@left): -ESRCH.
  */
 static int reap_marked_mm(struct mm_struct *mm, bool left)
 {
 	bool ahead;
 	int ret = 0;
 
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	if (mtree_empty(&mm->mm_mt)) {
+		ret = left ? -ESRCH : 0;
+		goto unlock;
+	}
 	/*
 	 * Folios in the batches of other CPUs, recently read or marked as
 	 * accessed, carry a reference that forbids to evict them.
 	 */
 	lru_add_drain_all();
 	ahead = others_are_ahead(mm, left);
-	if (ahead && left ? lock_behind_exit(mm) : mmap_read_lock_killable(mm))
-		return -EINTR;
-	if (ahead && mtree_empty(&mm->mm_mt))
-		ret = -ESRCH;
-	else if (!__oom_reap_task_mm(mm))
+	if (!__oom_reap_task_mm(mm)) {
 		ret = -EAGAIN;
-	else if (ahead)
-		ret = wait_for_other_gathers(mm) ?: evict_behind_others(mm);
+		goto unlock;
+	}
+	if (ahead || others_have_gathers(mm))
+		ret = wait_for_others(mm) ?: wait_for_unmapping(mm) ?:
+		      evict_behind_others(mm);
 	else if (IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER))
 		ret = evict_behind_others(mm);
+unlock:
 	mmap_read_unlock(mm);
 
 	return ret ?: wait_for_gathers(mm);
@@ -510,18 +536,21 @@ static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
 		return ret;
 	*mmp = mm;
 
-	read_lock(&tasklist_lock);
+	guard(read_lock)(&tasklist_lock);
+
 	leader = current_leader(victim);
 	if (leader)
 		ret = check_kill_mrelease(leader);
-	if (!ret && atomic_read(&mm->mm_users))
-		ret = check_other_sharers(leader, mm);
-	read_unlock(&tasklist_lock);
 	if (ret)
 		return ret;
-
-	if (!mm_is_dying(mm))
-		return -ESRCH;
+	if (atomic_read(&mm->mm_users)) {
+		/* The mark says it, too, even of who is busy with a core dump. */
+		if (!mm_flags_test(MMF_REAP_KILLED, mm) && !users_are_dying(mm))
+			return -ESRCH;
+		ret = check_other_sharers(leader, mm);
+		if (ret)
+			return ret;
+	}
 	trace_mrelease_start(victim, mm, PROCESS_MRELEASE_REAP_KILL, 0);
 	mm_flags_set(MMF_REAP_KILLED, mm);
 

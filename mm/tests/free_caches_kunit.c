@@ -438,6 +438,27 @@ static void clear_free_folio(struct kunit *test, struct folio *folio)
 	mapping_of(test)->a_ops = &plain_aops;
 }
 
+/* The last reference to go takes private data along, in whatever pieces. */
+static void private_in_pieces(struct kunit *test)
+{
+	struct folio *large = add_folio(test, 128, 4);
+
+	mapping_of(test)->a_ops = &release_aops;
+	for (int i = 0; i < 100; i++) {
+		struct folio *folio = add_folio(test, i, 0);
+
+		folio_attach_private(folio, test);
+		gather(test, folio, 1);
+		gather(test, folio, 1);
+	}
+	folio_attach_private(large, test);
+	gather(test, large, 5);
+	gather(test, large, 10);
+	gather(test, large, 1);
+	flush(test, true);
+	expect_cached(test, 0);
+}
+
 static const struct refusal refusals[] = {
 	{ "dirty", set_dirty, clear_dirty },
 	{ "under writeback", set_writeback, clear_writeback },
@@ -537,6 +558,7 @@ static struct kunit_case free_caches_cases[] = {
 	KUNIT_CASE(mixed_orders),
 	KUNIT_CASE(pieces),
 	KUNIT_CASE(mapped_twice),
+	KUNIT_CASE(private_in_pieces),
 	KUNIT_CASE(among_anonymous),
 	KUNIT_CASE(truncated),
 	KUNIT_CASE(counters),

@@ -1690,7 +1690,8 @@ int main(int argc, char **argv)
 		}
 	}
 	kinds = (optind < argc) + !!pidfd + !!opt.match + !!opt.cgroup;
-	if (kinds != 1 || opt.jobs < 1 || ((opt.full || opt.exact) && !opt.match)) {
+	if (kinds != 1 || opt.jobs < 1 || ((opt.full || opt.exact) && !opt.match) ||
+	    (opt.quiet && opt.json)) {
 		usage(stderr);
 		return USAGE;
 	}

@@ -1278,22 +1278,26 @@ FIXTURE_VARIANT_ADD(state, populates_on_frozen_file_system) {
 	.stay = 1,
 };
 
+/* The page that is about to be dumped is in use. */
 FIXTURE_VARIANT_ADD(state, dumps_core) {
 	.play = { .cue = dump_core },
 	.enter = begin_dump,
 	.leave = end_dump,
+	.stay = 1,
 };
 
 FIXTURE_VARIANT_ADD(state, thread_dumps_core) {
 	.play = { .cue = dump_core_in_thread },
 	.enter = begin_dump,
 	.leave = end_dump,
+	.stay = 1,
 };
 
 FIXTURE_VARIANT_ADD(state, dumps_core_with_sharer) {
 	.play = { .begin = share, .nr = 2, .cue = dump_core },
 	.enter = begin_dump,
 	.leave = end_dump,
+	.stay = 1,
 };
 
 FIXTURE_VARIANT_ADD(state, aio_in_flight) {
@@ -1640,7 +1644,7 @@ TEST_F_TIMEOUT(same_moment, all_is_free, TIMEOUT)
 	pthread_barrier_t barrier;
 	struct timespec begin;
 	struct usage usage;
-	int result;
+	int result, freed;
 
 	clock_gettime(CLOCK_MONOTONIC, &begin);
 	pthread_barrier_init(&barrier, NULL, variant->others + 1);
@@ -1659,6 +1663,7 @@ TEST_F_TIMEOUT(same_moment, all_is_free, TIMEOUT)
 		usage = measure(&self->env);
 		if (result)
 			ASSERT_EQ(ESRCH, result);
+		freed = !result;
 		/* It may have died alone, and left the memory to a sharer. */
 		if (result && variant->play.nr > 1) {
 			result = mrelease(procs[1].pidfd, PROCESS_MRELEASE_REAP_KILL);
@@ -1673,10 +1678,14 @@ TEST_F_TIMEOUT(same_moment, all_is_free, TIMEOUT)
 			ASSERT_EQ(0, pthread_join(callers[j].thread, NULL));
 			if (!callers[j].result) {
 				check_free(_metadata, callers[j].usage);
+				freed++;
 				continue;
 			}
 			ASSERT_EQ(ESRCH, callers[j].result);
 		}
+		/* Whoever finds it alive kills it, and is told so. */
+		if (variant->other != send_sigkill)
+			ASSERT_LT(0, freed);
 		for (int j = 0; j < (variant->play.nr ?: 1); j++)
 			ASSERT_TRUE(dies(&procs[j]));
 		finish(&self->env);
@@ -1700,17 +1709,28 @@ FIXTURE_TEARDOWN(again)
 	tear_down(&self->env);
 }
 
-/* A process that is dead, and whose memory is now that of another one only. */
+static int turn_into_nobody(void)
+{
+	be_nobody();
+	return 0;
+}
+
+/*
+ * A process that is dead, and whose memory is now that of another one only. Who
+ * may kill that one is not the question: nobody is going to.
+ */
 TEST_F_TIMEOUT(again, not_what_others_have, TIMEOUT)
 {
-	const struct play play = { .begin = share, .nr = 2 };
+	const struct play play = { .begin = share, .nr = 2, .cue = turn_into_nobody };
 	siginfo_t info;
 
 	ASSERT_TRUE(start(_metadata, &self->env, &play));
+	ASSERT_EQ(0, ask(&procs[0], CUE));
 	ASSERT_EQ(0, kill(procs[0].pid, SIGKILL));
 	ASSERT_EQ(0, waitid(P_PID, procs[0].pid, &info, WEXITED | WNOWAIT));
 	EXPECT_EQ(ESRCH, mrelease(procs[0].pidfd, 0));
 	EXPECT_EQ(ESRCH, mrelease(procs[0].pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_EQ(ESRCH, as_caller(_metadata, be_nobody, by_mrelease, procs[0].pidfd));
 	check_used(_metadata, &self->env);
 	EXPECT_TRUE(lives(&procs[1]));
 	finish(&self->env);
