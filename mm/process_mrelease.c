@@ -363,8 +363,8 @@ static bool others_have_gathers(struct mm_struct *mm)
 
 	/* First the page tables, some without their lock, then the count. */
 	smp_mb();
-	/* Set after exit_mmap() is counted, and until it is not. */
 	exiting = mm_flags_test(MMF_EXIT_UNMAP, mm);
+	/* It is set after exit_mmap() is counted, and until it is not. */
 	smp_rmb();
 
 	return atomic_read(&mm->tlb_flush_pending) > exiting;
@@ -412,6 +412,7 @@ static int wait_for_gathers(struct mm_struct *mm)
 {
 	unsigned long *flags = ACCESS_PRIVATE(&mm->flags, __mm_flags);
 
+	/* First the page tables, then this. */
 	smp_mb();
 	if (wait_on_bit(flags, MMF_EXIT_UNMAP, TASK_KILLABLE))
 		return -EINTR;

@@ -777,6 +777,17 @@ static bool is_kthread(struct victim *v)
 	       flags & PF_KTHREAD;
 }
 
+/* By somebody else, who is the one to let it go on. */
+static bool is_stopped(struct victim *v)
+{
+	char text[1024], *p;
+
+	if (slurp(v->dir, "stat", text, sizeof(text)) < 0)
+		return false;
+	p = strrchr(text, ')');
+	return p && !strncmp(p, ") T ", 4);
+}
+
 /* How a kernel with the flag does it. */
 static void reap_kill(struct victim *v)
 {
@@ -1368,7 +1379,7 @@ static bool kill_cgroup(const char *path)
 			for (size_t i = 0; i < nr_victims; i++) {
 				struct victim *v = victims[i];
 
-				if (v->state == NEW && !v->stopped)
+				if (v->state == NEW && !v->stopped && !is_stopped(v))
 					v->stopped = !send(v->pidfd, SIGSTOP);
 			}
 			continue;

@@ -452,6 +452,7 @@ TEST_F_TIMEOUT(tool, bad_arguments, TIMEOUT)
 	EXPECT_STATUS(2, 0, "--match", "a", "--cgroup", "b");
 	EXPECT_STATUS(2, 0, "--timeout", "soon", "1");
 	EXPECT_STATUS(2, 0, "-j", "0", "1");
+	EXPECT_STATUS(2, 0, "--quiet", "--json", "1");
 	EXPECT_STATUS(0, 0, "--help");
 
 	ASSERT_EQ(0, pthread_create(&thread, NULL, wait_for_ever, &tid));
