@@ -226,6 +226,9 @@ static int reap_dying(struct task_struct *task)
 		goto drop_mm;
 
 	trace_mrelease_start(task, mm, 0, 0);
+	/* Somebody else has killed it with the flag, and is told what is free. */
+	if (mm_flags_test(MMF_REAP_KILLED, mm))
+		lru_add_drain_all();
 	if (mmap_read_lock_killable(mm)) {
 		ret = -EINTR;
 		goto drop_mm;
@@ -421,9 +424,10 @@ static int wait_for_gathers(struct mm_struct *mm)
 }
 
 /*
- * May folios have been let go of without being evicted, by an exit or a reaper
- * that began when the mm was not marked yet? An exit sees the mark, unless all
- * threads had left the mm before (@left).
+ * May folios have been let go of without being evicted? By an exit or a reaper
+ * that began when the mm was not marked yet; or, in the case of the OOM reaper,
+ * when folios were still in the batches of other CPUs. An exit drains these, if
+ * it sees the mark, and it does unless all threads had left the mm before (@left).
  */
 static bool others_are_ahead(struct mm_struct *mm, bool left)
 {
@@ -501,6 +505,11 @@ static int reap_marked_mm(struct mm_struct *mm, bool left)
 		ret = left ? -ESRCH : 0;
 		goto unlock;
 	}
+	/*
+	 * Folios in the batches of other CPUs, recently read or marked as
+	 * accessed, carry a reference that forbids to evict them.
+	 */
+	lru_add_drain_all();
 	ahead = others_are_ahead(mm, left);
 	if (!__oom_reap_task_mm(mm)) {
 		ret = -EAGAIN;
