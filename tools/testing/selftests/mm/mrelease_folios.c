@@ -906,8 +906,7 @@ static bool swap_out(const void *arg)
 
 	for (long i = 0; i < PAGES; i++)
 		fill(p + i * psize(), i, 0);
-	if (madvise(p, PAGES * psize(), MADV_PAGEOUT))
-		return false;
+	page_out(p, PAGES * psize());
 	force_read_pages(p, PAGES / 4, psize());
 	return true;
 }

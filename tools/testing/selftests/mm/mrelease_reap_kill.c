@@ -93,33 +93,6 @@ static bool anon_intact(void)
 	return true;
 }
 
-static long counter(const char *name)
-{
-	FILE *vmstat = fopen("/proc/vmstat", "r");
-	long value, found = -1;
-	char key[64];
-
-	while (vmstat && fscanf(vmstat, "%63s %ld", key, &value) == 2) {
-		if (!strcmp(key, name))
-			found = value;
-	}
-	if (vmstat)
-		fclose(vmstat);
-	return found;
-}
-
-/* A page that is on its way to swap stays until it is there. */
-static void swap_out(void *p, size_t len)
-{
-	madvise(p, len, MADV_PAGEOUT);
-	for (int i = 0; i < 10000; i++) {
-		put(AT_FDCWD, "/proc/sys/vm/stat_refresh", "1");
-		if (counter("nr_writeback") <= 0)
-			break;
-		usleep(1000);
-	}
-}
-
 static void make_anon(void)
 {
 	size_t len = me->anon * psize();
@@ -128,7 +101,7 @@ static void make_anon(void)
 		      -1, me->anon_advice);
 	write_anon();
 	if (me->anon_advice == MADV_PAGEOUT)
-		swap_out(my.anon, len);
+		page_out(my.anon, len);
 	if (me->lock && mlock(my.anon, len))
 		_exit(1);
 }

@@ -246,6 +246,33 @@ static inline struct usage measure(const struct env *env)
 	return usage;
 }
 
+static inline long counter(const char *name)
+{
+	FILE *vmstat = fopen("/proc/vmstat", "r");
+	long value, found = -1;
+	char key[64];
+
+	while (vmstat && fscanf(vmstat, "%63s %ld", key, &value) == 2) {
+		if (!strcmp(key, name))
+			found = value;
+	}
+	if (vmstat)
+		fclose(vmstat);
+	return found;
+}
+
+/* A page that is on its way to swap stays until it is there. */
+static inline void page_out(void *p, size_t len)
+{
+	madvise(p, len, MADV_PAGEOUT);
+	for (int i = 0; i < 10000; i++) {
+		put(AT_FDCWD, "/proc/sys/vm/stat_refresh", "1");
+		if (counter("nr_writeback") <= 0)
+			break;
+		usleep(1000);
+	}
+}
+
 /*
  * Charges are made in batches, which each CPU may keep, and a dying process
  * still has its stacks and page tables.
