@@ -346,7 +346,8 @@ static inline void *map(long pages, int prot, int flags, int fd, int advice)
 		_exit(1);
 	p = (char *)(((uintptr_t)p + align - 1) & -align);
 	if (mmap(p, len, prot, flags | MAP_FIXED, fd, 0) == MAP_FAILED ||
-	    (advice && advice != MADV_PAGEOUT && madvise(p, len, advice)))
+	    (advice && advice != MADV_PAGEOUT && madvise(p, len, advice) &&
+	     !(advice == MADV_HUGEPAGE && errno == EINVAL)))
 		_exit(1);
 	return p;
 }
