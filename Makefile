@@ -5,7 +5,7 @@
 help:		## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-bench:		## what it costs, base against series: report.html, summary.md (ROW= BOOTS=3)
+bench:		## what it costs, base against series: report.html, summary.md (ROW= BOOTS=2)
 	@bench/run
 
 demo:		## base and series side by side: what one call frees (REPEAT=5 CPUS=2 MEMORY=)

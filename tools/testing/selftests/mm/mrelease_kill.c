@@ -633,7 +633,9 @@ static void let_nobody_share(void)
 
 static void make_init(void)
 {
-	pid_t pid = syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+	struct clone_args args = { .flags = CLONE_NEWPID, .exit_signal = SIGCHLD };
+	/* Not clone(), whose arguments have another order on s390. */
+	pid_t pid = syscall(__NR_clone3, &args, sizeof(args));
 
 	if (!pid)
 		serve((void *)1);
