@@ -247,6 +247,13 @@ drop_mm:
 	return ret;
 }
 
+/* The victim as a call with the flag has found it. */
+enum found {
+	FOUND_ALIVE,
+	FOUND_DYING,	/* somebody else has killed it */
+	FOUND_GONE,	/* all of its threads have left the mm */
+};
+
 /* Another process than the victim, with threads that use the victim's mm? */
 static bool is_other_sharer(struct task_struct *p, struct task_struct *victim,
 			    struct mm_struct *mm)
@@ -307,7 +314,8 @@ static int kill_user(struct task_struct *leader, struct mm_struct *mm)
  *
  * Returns -ESRCH without an mm if no thread has one, 1 to be called again.
  */
-static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
+static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp,
+			enum found *found)
 {
 	struct task_struct *p, *leader;
 	struct mm_struct *mm;
@@ -321,6 +329,8 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 	if (!mm)
 		return -ESRCH;
 	*mmp = mm;
+	*found = READ_ONCE(leader->signal->flags) & SIGNAL_GROUP_EXIT ?
+		 FOUND_DYING : FOUND_ALIVE;
 
 	ret = check_kill_mrelease(leader);
 	if (ret)
@@ -427,14 +437,14 @@ static int wait_for_gathers(struct mm_struct *mm)
  * May folios have been let go of without being evicted? By an exit or a reaper
  * that began when the mm was not marked yet; or, in the case of the OOM reaper,
  * when folios were still in the batches of other CPUs. An exit drains these, if
- * it sees the mark, and it does unless all threads had left the mm before (@left).
+ * it sees the mark, and it does unless all threads had left the mm before.
  */
-static bool others_are_ahead(struct mm_struct *mm, bool left)
+static bool others_are_ahead(struct mm_struct *mm, enum found found)
 {
 	/* First the mark, then this: they do the reverse. */
 	smp_mb();
 	return mm_flags_test(MMF_UNSTABLE, mm) ||
-	       (left && mm_flags_test(MMF_EXIT_UNMAP, mm));
+	       (found == FOUND_GONE && mm_flags_test(MMF_EXIT_UNMAP, mm));
 }
 
 /* Evict what is clean and unmapped in the part of a file that a VMA maps. */
@@ -491,10 +501,9 @@ static int evict_behind_others(struct mm_struct *mm)
 
 /*
  * Free all that a marked mm holds, and be sure that it is free. With mmap_lock
- * held, the VMAs stay. If they are gone, exit_mmap() has come to its end, of a
- * victim that we have killed, or of one that had died before (@left): -ESRCH.
+ * held, the VMAs stay.
  */
-static int reap_marked_mm(struct mm_struct *mm, bool left)
+static int reap_marked_mm(struct mm_struct *mm, enum found found)
 {
 	bool ahead;
 	int ret = 0;
@@ -502,7 +511,10 @@ static int reap_marked_mm(struct mm_struct *mm, bool left)
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
 	if (mtree_empty(&mm->mm_mt)) {
-		ret = left ? -ESRCH : 0;
+		/* The exit is over. Have it and all reapers seen the mark? */
+		if (found == FOUND_GONE ||
+		    (found == FOUND_DYING && mm_flags_test(MMF_UNSTABLE, mm)))
+			ret = -ESRCH;
 		goto unlock;
 	}
 	/*
@@ -510,7 +522,7 @@ static int reap_marked_mm(struct mm_struct *mm, bool left)
 	 * accessed, carry a reference that forbids to evict them.
 	 */
 	lru_add_drain_all();
-	ahead = others_are_ahead(mm, left);
+	ahead = others_are_ahead(mm, found);
 	if (!__oom_reap_task_mm(mm)) {
 		ret = -EAGAIN;
 		goto unlock;
@@ -571,7 +583,7 @@ static int reap_old_mm(struct task_struct *victim, const struct mm_struct *done)
 		return 0;
 	if (mm != done && mm_is_dying(mm)) {
 		mm_flags_set(MMF_REAP_KILLED, mm);
-		ret = reap_marked_mm(mm, true);
+		ret = reap_marked_mm(mm, FOUND_GONE);
 	}
 	mmdrop(mm);
 
@@ -596,7 +608,7 @@ static int check_pidns(struct task_struct *task)
 static int reap_kill(struct task_struct *task)
 {
 	struct mm_struct *mm = NULL;
-	bool left;
+	enum found found;
 	int ret;
 
 	ret = check_pidns(task);
@@ -605,7 +617,7 @@ static int reap_kill(struct task_struct *task)
 	if (task->flags & PF_KTHREAD)
 		return -ESRCH;
 
-	while ((ret = kill_sharers(task, &mm)) > 0) {
+	while ((ret = kill_sharers(task, &mm, &found)) > 0) {
 		mmdrop(mm);
 		mm = NULL;
 		if (fatal_signal_pending(current)) {
@@ -614,13 +626,14 @@ static int reap_kill(struct task_struct *task)
 		}
 		cond_resched();
 	}
-	left = ret == -ESRCH && !mm;
-	if (left)
+	if (ret == -ESRCH && !mm) {
+		found = FOUND_GONE;
 		ret = claim_exit_mm(task, &mm);
+	}
 	if (ret)
 		goto drop_mm;
 
-	ret = reap_marked_mm(mm, left);
+	ret = reap_marked_mm(mm, found);
 	if (!ret)
 		ret = reap_old_mm(task, mm);
 
