@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef uint64_t qemu_plugin_id_t;
 struct qemu_info_t;
@@ -34,7 +35,7 @@ EXPORT int qemu_plugin_version = PLUGIN_VERSION;
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *info,
 			       int argc, char **argv);
 
-#define MARKS	4	/* mark(0) to mark(3), 16 bytes each: 0 is for all else */
+#define MARKS	3	/* mark(0) to mark(2), 16 bytes each: 0 is for all else */
 
 static struct block {
 	struct block *next;
@@ -91,12 +92,13 @@ int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *info,
 			int argc, char **argv)
 {
 	(void)info;
-	/* mark=ADDRESS,out=FILE */
-	if (argc != 2)
-		return 1;
-	first_mark = strtoul(argv[0] + 5, NULL, 16);
-	out = fopen(argv[1] + 4, "w");
-	if (!out)
+	for (int i = 0; i < argc; i++) {
+		if (!strncmp(argv[i], "mark=", 5))
+			first_mark = strtoul(argv[i] + 5, NULL, 16);
+		else if (!strncmp(argv[i], "out=", 4))
+			out = fopen(argv[i] + 4, "w");
+	}
+	if (!first_mark || !out)
 		return 1;
 	qemu_plugin_register_vcpu_tb_trans_cb(id, add_block);
 	qemu_plugin_register_atexit_cb(id, report, NULL);

@@ -9,6 +9,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
+#include <linux/sizes.h>
 #include <linux/swap.h>
 #include <linux/syscalls.h>
 #include <linux/wait_bit.h>
@@ -143,15 +144,16 @@ static struct mm_struct *grab_exit_mm(struct task_struct *task)
 	return mm;
 }
 
-/* Has this process been killed, and is not busy with a core dump? */
-static bool process_is_dying(struct task_struct *p)
+/* Has this process been killed, and is not busy with a core dump, or may it be? */
+static bool process_is_dying(struct task_struct *p, bool may_dump)
 {
 	unsigned long flags;
 	bool dying;
 
 	if (!lock_task_sighand(p, &flags))
 		return true;
-	dying = (p->signal->flags & SIGNAL_GROUP_EXIT) && !p->signal->core_state;
+	dying = (p->signal->flags & SIGNAL_GROUP_EXIT) &&
+		(may_dump || !p->signal->core_state);
 	unlock_task_sighand(p, &flags);
 
 	return dying;
@@ -161,7 +163,7 @@ static bool process_is_dying(struct task_struct *p)
  * Has every process that uses this mm been killed? What is left are kernel
  * threads that borrow it and references such as that of process_vm_readv().
  */
-static bool users_are_dying(struct mm_struct *mm)
+static bool users_are_dying(struct mm_struct *mm, bool may_dump)
 {
 	struct task_struct *p;
 
@@ -169,7 +171,7 @@ static bool users_are_dying(struct mm_struct *mm)
 
 	for_each_process(p) {
 		if (!(p->flags & PF_KTHREAD) && process_shares_mm(p, mm) &&
-		    !process_is_dying(p))
+		    !process_is_dying(p, may_dump))
 			return false;
 	}
 
@@ -183,7 +185,7 @@ static bool mm_is_dying(struct mm_struct *mm)
 
 	guard(read_lock)(&tasklist_lock);
 
-	return users_are_dying(mm);
+	return users_are_dying(mm, false);
 }
 
 /* Free what the victim of a signal holds, as far as it has not done so. */
@@ -191,7 +193,7 @@ static int reap_dying(struct task_struct *task)
 {
 	struct mm_struct *mm;
 	struct task_struct *p;
-	bool reap = false;
+	bool reap = false, marked;
 	int ret = 0;
 
 	/*
@@ -227,7 +229,8 @@ static int reap_dying(struct task_struct *task)
 
 	trace_mrelease_start(task, mm, 0, 0);
 	/* Somebody else has killed it with the flag, and is told what is free. */
-	if (mm_flags_test(MMF_REAP_KILLED, mm))
+	marked = mm_flags_test(MMF_REAP_KILLED, mm);
+	if (marked)
 		lru_add_drain_all();
 	if (mmap_read_lock_killable(mm)) {
 		ret = -EINTR;
@@ -237,7 +240,7 @@ static int reap_dying(struct task_struct *task)
 	 * Check MMF_OOM_SKIP again under mmap_read_lock protection to ensure
 	 * possible change in exit_mmap is seen
 	 */
-	if (!mm_flags_test(MMF_OOM_SKIP, mm) && !__oom_reap_task_mm(mm))
+	if (!mm_flags_test(MMF_OOM_SKIP, mm) && !__oom_reap_task_mm(mm, marked))
 		ret = -EAGAIN;
 	mmap_read_unlock(mm);
 
@@ -246,13 +249,6 @@ drop_mm:
 	mmdrop(mm);
 	return ret;
 }
-
-/* The victim as a call with the flag has found it. */
-enum found {
-	FOUND_ALIVE,
-	FOUND_DYING,	/* somebody else has killed it */
-	FOUND_GONE,	/* all of its threads have left the mm */
-};
 
 /* Another process than the victim, with threads that use the victim's mm? */
 static bool is_other_sharer(struct task_struct *p, struct task_struct *victim,
@@ -314,8 +310,7 @@ static int kill_user(struct task_struct *leader, struct mm_struct *mm)
  *
  * Returns -ESRCH without an mm if no thread has one, 1 to be called again.
  */
-static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp,
-			enum found *found)
+static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
 {
 	struct task_struct *p, *leader;
 	struct mm_struct *mm;
@@ -329,8 +324,6 @@ static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp,
 	if (!mm)
 		return -ESRCH;
 	*mmp = mm;
-	*found = READ_ONCE(leader->signal->flags) & SIGNAL_GROUP_EXIT ?
-		 FOUND_DYING : FOUND_ALIVE;
 
 	ret = check_kill_mrelease(leader);
 	if (ret)
@@ -437,26 +430,26 @@ static int wait_for_gathers(struct mm_struct *mm)
  * May folios have been let go of without being evicted? By an exit or a reaper
  * that began when the mm was not marked yet; or, in the case of the OOM reaper,
  * when folios were still in the batches of other CPUs. An exit drains these, if
- * it sees the mark, and it does unless all threads had left the mm before.
+ * it sees the mark, and it does unless all threads had left the mm before (@left).
  */
-static bool others_are_ahead(struct mm_struct *mm, enum found found)
+static bool others_are_ahead(struct mm_struct *mm, bool left)
 {
 	/* First the mark, then this: they do the reverse. */
 	smp_mb();
 	return mm_flags_test(MMF_UNSTABLE, mm) ||
-	       (found == FOUND_GONE && mm_flags_test(MMF_EXIT_UNMAP, mm));
+	       (left && mm_flags_test(MMF_EXIT_UNMAP, mm));
 }
 
-/* Evict what is clean and unmapped in the part of a file that a VMA maps. */
-static void evict_file_range(struct vm_area_struct *vma)
+/*
+ * Evict what is clean and unmapped in a part of a file, from @first to @last. A
+ * large folio may stand out at either end.
+ */
+static void evict_file_range(struct address_space *mapping, pgoff_t first,
+			     pgoff_t last)
 {
-	struct address_space *mapping = vma->vm_file->f_mapping;
-	pgoff_t first = vma->vm_pgoff;
-	pgoff_t last = first + vma_pages(vma) - 1;
 	unsigned long pages;
 	struct folio *folio;
 
-	/* A large folio may stand out at either end. */
 	folio = filemap_get_folio(mapping, first);
 	if (!IS_ERR(folio)) {
 		first = folio->index;
@@ -482,16 +475,23 @@ static int evict_behind_others(struct mm_struct *mm)
 {
 	VMA_ITERATOR(vmi, mm, 0);
 	const unsigned long deadline = jiffies + 3 * HZ;
+	const unsigned long step = SZ_64M / PAGE_SIZE;
 	struct vm_area_struct *vma;
 
 	lru_add_drain_all();
 	for_each_vma(vmi, vma) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		if (time_after(jiffies, deadline))
-			return -EAGAIN;
-		if (vma->vm_file && mapping_evictable(vma->vm_file->f_mapping))
-			evict_file_range(vma);
+		const pgoff_t end = vma->vm_pgoff + vma_pages(vma);
+
+		if (!vma->vm_file || !mapping_evictable(vma->vm_file->f_mapping))
+			continue;
+		for (pgoff_t at = vma->vm_pgoff; at < end; at += step) {
+			if (fatal_signal_pending(current))
+				return -EINTR;
+			if (time_after(jiffies, deadline))
+				return -EAGAIN;
+			evict_file_range(vma->vm_file->f_mapping, at,
+					 min(at + step, end) - 1);
+		}
 	}
 	/* What the exit still has was just deactivated, by way of batches. */
 	lru_add_drain_all();
@@ -503,17 +503,22 @@ static int evict_behind_others(struct mm_struct *mm)
  * Free all that a marked mm holds, and be sure that it is free. With mmap_lock
  * held, the VMAs stay.
  */
-static int reap_marked_mm(struct mm_struct *mm, enum found found)
+static int reap_marked_mm(struct mm_struct *mm, bool left)
 {
 	bool ahead;
 	int ret = 0;
 
+	/*
+	 * A madvise() that was under way goes on without the mark. And what frees
+	 * under the page-table lock can not call into the filesystem.
+	 */
+	ahead = others_have_gathers(mm) || IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER);
+
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
 	if (mtree_empty(&mm->mm_mt)) {
-		/* The exit is over. Have it and all reapers seen the mark? */
-		if (found == FOUND_GONE ||
-		    (found == FOUND_DYING && mm_flags_test(MMF_UNSTABLE, mm)))
+		/* The exit is over. There may be folios that nothing leads to. */
+		if (left || mm_flags_test(MMF_REAP_KEPT, mm))
 			ret = -ESRCH;
 		goto unlock;
 	}
@@ -522,16 +527,14 @@ static int reap_marked_mm(struct mm_struct *mm, enum found found)
 	 * accessed, carry a reference that forbids to evict them.
 	 */
 	lru_add_drain_all();
-	ahead = others_are_ahead(mm, found);
-	if (!__oom_reap_task_mm(mm)) {
+	ahead |= others_are_ahead(mm, left);
+	if (!__oom_reap_task_mm(mm, true)) {
 		ret = -EAGAIN;
 		goto unlock;
 	}
 	if (ahead || others_have_gathers(mm))
 		ret = wait_for_others(mm) ?: wait_for_unmapping(mm) ?:
 		      evict_behind_others(mm);
-	else if (IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER))
-		ret = evict_behind_others(mm);
 unlock:
 	mmap_read_unlock(mm);
 
@@ -560,8 +563,8 @@ static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
 	if (ret)
 		return ret;
 	if (atomic_read(&mm->mm_users)) {
-		/* The mark says it, too, even of who is busy with a core dump. */
-		if (!mm_flags_test(MMF_REAP_KILLED, mm) && !users_are_dying(mm))
+		/* Who dumps core is not waited for once the mm is marked. */
+		if (!users_are_dying(mm, mm_flags_test(MMF_REAP_KILLED, mm)))
 			return -ESRCH;
 		ret = check_other_sharers(leader, mm);
 		if (ret)
@@ -583,7 +586,7 @@ static int reap_old_mm(struct task_struct *victim, const struct mm_struct *done)
 		return 0;
 	if (mm != done && mm_is_dying(mm)) {
 		mm_flags_set(MMF_REAP_KILLED, mm);
-		ret = reap_marked_mm(mm, FOUND_GONE);
+		ret = reap_marked_mm(mm, true);
 	}
 	mmdrop(mm);
 
@@ -608,7 +611,7 @@ static int check_pidns(struct task_struct *task)
 static int reap_kill(struct task_struct *task)
 {
 	struct mm_struct *mm = NULL;
-	enum found found;
+	bool left;
 	int ret;
 
 	ret = check_pidns(task);
@@ -617,7 +620,7 @@ static int reap_kill(struct task_struct *task)
 	if (task->flags & PF_KTHREAD)
 		return -ESRCH;
 
-	while ((ret = kill_sharers(task, &mm, &found)) > 0) {
+	while ((ret = kill_sharers(task, &mm)) > 0) {
 		mmdrop(mm);
 		mm = NULL;
 		if (fatal_signal_pending(current)) {
@@ -626,14 +629,13 @@ static int reap_kill(struct task_struct *task)
 		}
 		cond_resched();
 	}
-	if (ret == -ESRCH && !mm) {
-		found = FOUND_GONE;
+	left = ret == -ESRCH && !mm;
+	if (left)
 		ret = claim_exit_mm(task, &mm);
-	}
 	if (ret)
 		goto drop_mm;
 
-	ret = reap_marked_mm(mm, found);
+	ret = reap_marked_mm(mm, left);
 	if (!ret)
 		ret = reap_old_mm(task, mm);
 

@@ -11,7 +11,10 @@
  * page cache is the only copy, tests that need one are skipped.
  */
 #define _GNU_SOURCE
+#include <linux/audit.h>
+#include <linux/netlink.h>
 #include <linux/sched.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -1015,6 +1018,183 @@ TEST_F_TIMEOUT(reap_kill, is_seen, TIMEOUT)
 	EXPECT_EQ(SIGKILL, bury(&v.proc));
 	EXPECT_EQ(SIGKILL, bury(&v.sharer));
 	forget(&v);
+}
+
+/* A socket for requests to the audit subsystem, or for what it records; or -1. */
+static int open_audit(unsigned int groups)
+{
+	const struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = groups };
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_AUDIT);
+
+	if (fd >= 0 && bind(fd, (const struct sockaddr *)&address, sizeof(address))) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+/* 0 or what errno would be. */
+static int request(int audit, int type, const void *data, size_t len)
+{
+	struct {
+		struct nlmsghdr head;
+		char data[2048];
+	} msg = { .head = {
+		.nlmsg_len = NLMSG_LENGTH(len), .nlmsg_type = type,
+		.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK,
+	} };
+	const struct nlmsgerr *answer = NLMSG_DATA(&msg.head);
+
+	memcpy(NLMSG_DATA(&msg.head), data, len);
+	if (send(audit, &msg, msg.head.nlmsg_len, 0) < 0)
+		return errno;
+	if (recv(audit, &msg, sizeof(msg), 0) < 0)
+		return errno;
+	return msg.head.nlmsg_type == NLMSG_ERROR ? -answer->error : EPROTO;
+}
+
+/* A rule for the call has it recorded who got the signal, all of them. */
+TEST_F_TIMEOUT(reap_kill, is_audited, TIMEOUT)
+{
+	const struct spec spec = { .anon = PAGES, .sharer = CLONE_VM };
+	const int nr = __NR_process_mrelease;
+	struct audit_status status = { .mask = AUDIT_STATUS_ENABLED, .enabled = 1 };
+	struct audit_rule_data rule = {
+		.flags = AUDIT_FILTER_EXIT, .action = AUDIT_ALWAYS,
+		.mask[AUDIT_WORD(nr)] = AUDIT_BIT(nr),
+	};
+	struct pollfd log = { open_audit(1 << (AUDIT_NLGRP_READLOG - 1)), POLLIN };
+	int audit = open_audit(0), ret, seen = 0;
+	char record[2048], *opid;
+	struct victim v;
+	pid_t pid;
+
+	if (log.fd < 0 || audit < 0 || request(audit, AUDIT_SET, &status, sizeof(status)))
+		SKIP(return, "needs CONFIG_AUDIT");
+	ASSERT_EQ(0, request(audit, AUDIT_ADD_RULE, &rule, sizeof(rule)));
+	spawn(_metadata, &self->env, &spec, &v);
+	/* Who was there before has no place where to note it. */
+	pid = fork();
+	if (!pid)
+		_exit(mrelease(v.proc.pidfd, PROCESS_MRELEASE_REAP_KILL));
+	ASSERT_EQ(pid, waitpid(pid, &ret, 0));
+	EXPECT_EQ(0, ret);
+	while (seen != 3 && poll(&log, 1, 5000) == 1) {
+		ssize_t len = recv(log.fd, record, sizeof(record) - 1, 0);
+
+		ASSERT_GT(len, NLMSG_HDRLEN);
+		record[len] = 0;
+		opid = strstr(record + NLMSG_HDRLEN, "opid=");
+		if (((struct nlmsghdr *)record)->nlmsg_type != AUDIT_OBJ_PID || !opid)
+			continue;
+		seen |= atoi(opid + 5) == v.proc.pid;
+		seen |= (atoi(opid + 5) == v.sharer.pid) << 1;
+	}
+	EXPECT_EQ(3, seen);
+	status.enabled = 0;
+	EXPECT_EQ(0, request(audit, AUDIT_DEL_RULE, &rule, sizeof(rule)));
+	EXPECT_EQ(0, request(audit, AUDIT_SET, &status, sizeof(status)));
+	close(audit);
+	close(log.fd);
+	EXPECT_EQ(SIGKILL, bury(&v.proc));
+	EXPECT_EQ(SIGKILL, bury(&v.sharer));
+	forget(&v);
+}
+
+/* What a debugger or a program that restores processes shares with the victim. */
+struct filled {
+	char *area;
+	int uffd;
+};
+
+static bool be_filled(const void *arg)
+{
+	struct filled *f = (struct filled *)arg;
+	struct uffdio_api api = { .api = UFFD_API };
+
+	f->area = map(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	f->uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	return f->uffd >= 0 && !ioctl(f->uffd, UFFDIO_API, &api) &&
+	       !uffd_register(f->uffd, f->area, PAGES * psize(), true, false, false);
+}
+
+/* Somebody else goes on to fill the victim's memory. */
+TEST_F_TIMEOUT(reap_kill, filled_by_others, TIMEOUT)
+{
+	const long half = PAGES / 2 * psize();
+	struct filled *f = map(1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *from = map(PAGES / 2, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_copy copy = { .src = (uintptr_t)from, .len = half };
+	pid_t pid, reader;
+	int pidfd, uffd;
+
+	memset(from, 1, half);
+	pid = start_child(&self->env, be_filled, f, &pidfd);
+	if (pid < 0)
+		SKIP(return, NO_PIN);
+	uffd = syscall(__NR_pidfd_getfd, pidfd, f->uffd, 0);
+	ASSERT_GE(uffd, 0);
+	copy.dst = (uintptr_t)f->area;
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_COPY, &copy));
+	EXPECT_LE(half, measure(&self->env).charge);
+	reader = pin_memory(pid, &my);
+	if (reader < 0)
+		SKIP(return, NO_PIN);
+
+	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
+	for (int i = 0; i < 2; i++) {
+		copy.dst = (uintptr_t)f->area + i * half;
+		EXPECT_EQ(-1, ioctl(uffd, UFFDIO_COPY, &copy));
+		EXPECT_EQ(ESRCH, errno);
+	}
+	EXPECT_LE(measure(&self->env).charge, slack());
+	kill(reader, SIGKILL);
+	waitpid(reader, NULL, 0);
+	EXPECT_EQ(SIGKILL, died_of(pid));
+	close(pidfd);
+	close(uffd);
+}
+
+/* Pages of a file, further apart than the kernel looks in one go. */
+static const long far_apart[] = { 0, 16383, 16384, 16385, 32767, 32768, 40000 };
+
+static bool map_far_apart(const void *arg)
+{
+	const int fd = *(const int *)arg;
+	const char *file = mmap(NULL, 40001 * psize(), PROT_READ, MAP_SHARED, fd, 0);
+
+	if (file == MAP_FAILED || madvise((void *)file, 40001 * psize(), MADV_RANDOM))
+		return false;
+	for (size_t i = 0; i < ARRAY_SIZE(far_apart); i++)
+		FORCE_READ(file[far_apart[i] * psize()]);
+	return true;
+}
+
+/* A call without the flag has let go of them. */
+TEST_F_TIMEOUT(reap_kill, far_apart, TIMEOUT)
+{
+	const int fd = self->env.fd;
+	pid_t pid, reader;
+	int pidfd;
+
+	ASSERT_EQ(0, ftruncate(fd, 40001 * psize()));
+	make_cold(_metadata, fd);
+	pid = start_child(&self->env, map_far_apart, &fd, &pidfd);
+	ASSERT_GT(pid, 0);
+	ASSERT_LE(ARRAY_SIZE(far_apart), cached(fd));
+	reader = pin_memory(pid, &my);
+	if (reader < 0)
+		SKIP(return, NO_PIN);
+
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(0, mrelease(pidfd, 0));
+	ASSERT_LE(ARRAY_SIZE(far_apart), cached(fd));
+	EXPECT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
+	EXPECT_EQ(0, cached(fd));
+	kill(reader, SIGKILL);
+	waitpid(reader, NULL, 0);
+	EXPECT_EQ(SIGKILL, died_of(pid));
+	close(pidfd);
 }
 
 /*
