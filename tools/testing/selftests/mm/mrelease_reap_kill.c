@@ -1161,7 +1161,7 @@ static const long far_apart[] = { 0, 16383, 16384, 16385, 32767, 32768, 40000 };
 static bool map_far_apart(const void *arg)
 {
 	const int fd = *(const int *)arg;
-	const char *file = mmap(NULL, 40001 * psize(), PROT_READ, MAP_SHARED, fd, 0);
+	const char *file = mmap(NULL, 40001 * psize(), PROT_READ, MAP_PRIVATE, fd, 0);
 
 	if (file == MAP_FAILED || madvise((void *)file, 40001 * psize(), MADV_RANDOM))
 		return false;
