@@ -11,7 +11,7 @@ bench:		## what it costs, base against series: report.html, summary.md (ROW= BOO
 demo:		## base and series side by side: what one call frees (REPEAT=5 CPUS=2 MEMORY=)
 	@demo/run
 
-check:		## all tests (ARCH="x86_64 arm64 s390" COMPILE= CONFIG=fast|debug CONFIGS=)
+check:		## all tests (ARCH="x86_64 arm64 s390" COMPILE= CONFIG=fast+fs CONFIGS=)
 	@scripts/check
 
 configs:	## ours without SWAP, SMP, THP, MEMCG, with NUMA, PREEMPT, PREEMPT_RT
