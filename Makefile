@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-# VARIANT, CONFIG, KSRC, FETCH, FORCE and the like reach the scripts through the
-# environment, where make puts what stands on its command line.
+# VARIANT, CONFIG, SERIES, KSRC, FETCH, FORCE and the like reach the scripts through
+# the environment: make exports what stands on its command line. SERIES=7.2 is the
+# directory of patches/ to use.
 
 help:		## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -29,16 +30,16 @@ tree:		## build/linux: the kernel and the series as commits (KSRC= FETCH=1 FORCE
 refresh:	## patches and our own files from the commits in build/linux
 	@scripts/refresh
 
-series:		## build/mail: the series as mails (VERSION=)
+series:		## build/mail: the series as mails, without the tool (VERSION=)
 	@scripts/series-mail
 
-apply:		## the series on a kernel tree of yours, KDIR=/path/to/linux
+apply:		## the mailed series on a kernel tree of yours, KDIR=/path/to/linux
 	@scripts/apply apply
 
 revert:		## and off it (KDIR=)
 	@scripts/apply revert
 
-lint:		## shellcheck, checkpatch and the like
+lint:		## shellcheck, checkpatch, words and the like
 	@scripts/lint
 
 clean:		## remove what was built and measured, but not build/linux

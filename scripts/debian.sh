@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
-# Sourced, after lib.sh: Debian packages that the machine itself does not install,
-# of other suites or, if $debian is set, for another architecture.
+# Sourced after lib.sh: apt for packages that are not installed on this machine,
+# of other suites or, if $debian is set, for that architecture.
 # shellcheck shell=bash disable=SC2154
 
 apt=$cache/apt${debian:+-$debian}
 
-# The archive and its keyring are those that the machine's own sources name, so
-# that a mirror or a proxy goes on being used. Where apt-get update has not been
-# run yet, apt knows the URI, but neither its origin nor more about it.
+# Print the URI of the Debian archive and its keyring, as the machine's own sources
+# name them, so that its mirror or proxy is used. Before the first apt-get update
+# apt knows nothing but the URI.
 archive() {
 	# shellcheck disable=SC2016
 	apt-get indextargets --format '$(REPO_URI) $(SIGNED_BY)' \
@@ -15,7 +15,7 @@ archive() {
 	apt-get update --print-uris | sed -n "s,^'\(.*/debian/*\)dists/.*,\1,p"
 }
 
-# apt as the system has it, but for the sources, the state and the architecture.
+# apt COMMAND...: the system's apt with other sources, state and architecture.
 apt() {
 	local cmd=$1
 	shift
@@ -25,7 +25,8 @@ apt() {
 		${debian:+-o APT::Architecture="$debian" -o APT::Architectures="$debian"} "$@"
 }
 
-# update_lists SUITE...: what there is. One that the mirror lacks does no harm.
+# update_lists SUITE...: get their package lists. A suite that the mirror does not
+# have does no harm.
 update_lists() {
 	local uri key suite
 	mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# Sourced by every script here: where things are, and how a step is reported.
+# Sourced by every script: sets where things are, and has step, need and die.
 # shellcheck shell=bash disable=SC2034
 
 set -eu -o pipefail
@@ -9,8 +9,8 @@ build=$top/build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mrelease
 series_dir=$top/patches/${SERIES:-7.2}
 export LC_ALL=C
-# What stands on its command line, make has put into the environment, too. From
-# here on it is ours to change.
+# make exports what stands on its command line. A make that a script starts must
+# not take that for its own command line.
 unset MAKEFLAGS MFLAGS MAKEOVERRIDES
 
 mkdir -p "$build/log" "$cache"
@@ -20,14 +20,14 @@ die() {
 	exit 1
 }
 
-# What a step runs is a process group of its own, or else bash would have it
-# ignore the interrupt, and would leave it running.
+# A step runs in a process group of its own: otherwise bash makes it ignore SIGINT,
+# and it goes on after an interrupt.
 step_pid=''
 trap '[ -z "$step_pid" ] || kill -- "-$step_pid"; exit 130' INT TERM HUP
 
-# step TEXT COMMAND...: runs the command with its output in a log, and prints
-# one line with the time it took. The hint for a failure is in $hint, if set.
-# Progress goes to standard error, so that standard output is left to results.
+# step TEXT COMMAND...: run the command with its output in a log under build/log, and
+# print one line with the time it took. On failure print the end of the log, and
+# $hint if set, and exit. All goes to standard error; standard output has results.
 step() {
 	local text=$1 start=$SECONDS log rc=0
 	shift
@@ -58,7 +58,8 @@ step() {
 	printf '%-58s%4ds\n' "$text" $((SECONDS - start)) >&2
 }
 
-# need COMMAND[:PACKAGE] or /path/to/file:PACKAGE ...: installs what is missing.
+# need COMMAND[:PACKAGE] or /path/to/file:PACKAGE ...: install what is missing, as
+# root with apt; otherwise name it and exit.
 need() {
 	local want name pkg missing=''
 	for want; do
