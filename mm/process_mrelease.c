@@ -1,648 +1,460 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * process_mrelease(): free the memory of a dying process before it does.
+ * process_mrelease(): kill a process and free its memory ahead of its exit.
  */
+#include <linux/futex.h>
 #include <linux/mm.h>
 #include <linux/oom.h>
-#include <linux/pagemap.h>
 #include <linux/pid.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
-#include <linux/sizes.h>
-#include <linux/swap.h>
 #include <linux/syscalls.h>
 #include <linux/wait_bit.h>
+#include <linux/xarray.h>
+#include <trace/events/mrelease.h>
 #include <uapi/linux/mman.h>
 
 #include "internal.h"
 
-#define CREATE_TRACE_POINTS
-#include <trace/events/mrelease.h>
+struct mrelease_victim {
+	struct mm_struct *mm;		/* with a reference on the mm_struct */
+	bool has_users;			/* references on mm_users and mm->reapers */
+	struct task_struct *queued;	/* for the OOM reaper; with a reference */
+};
+
+/*
+ * Held while the sharers of an mm are found and killed, so that no other
+ * caller finds MMF_REAP_KILLED set while a sharer has not been signalled. Taken
+ * before tasklist_lock, which a fork is not to wait for behind several callers.
+ */
+static DEFINE_SPINLOCK(mrelease_kill_lock);
 
 /**
- * remember_exit_mm - keep findable the mm that current is about to leave
+ * __mm_wait_for_reapers - wait until no reaper works on an mm
+ * @mm: the mm that current is about to drop its reference on
  *
- * When the last thread of a group has left exit_mm(), no ->mm leads to the
- * memory any more, yet it stays for as long as somebody else pins the mm.
+ * An exiting thread of a process that was killed by process_mrelease() waits
+ * until the callers have dropped their references on mm_users. The last
+ * reference is then the thread's own, and by the time the parent has waited
+ * for the process, its mappings and files are closed.
  *
- * Context: siglock of current held.
+ * Context: Process context. Sleeps, for as long as the callers take to unmap
+ *	@mm at their own priority. TASK_IDLE, since that may be long.
  */
-void remember_exit_mm(void)
+void __mm_wait_for_reapers(struct mm_struct *mm)
 {
-	struct signal_struct *signal = current->signal;
-
-	lockdep_assert_held(&current->sighand->siglock);
-
-	if (current->mm && !signal->exit_mm) {
-		mmgrab(current->mm);
-		WRITE_ONCE(signal->exit_mm, current->mm);
-	}
+	___wait_var_event(&mm->reapers, !atomic_read(&mm->reapers), TASK_IDLE,
+			  0, 0, schedule());
 }
 
-/**
- * remember_old_mm - the same for execve(), which is about to replace the mm
+/*
+ * Sleep for a jiffy before the caller tries again. *@deadline is 0 before the
+ * first pause of a call. All pauses of a call end one second after that.
  *
- * Context: The caller holds its own task_lock(), as does who kills it for its
- *	memory: either execve() sees the signal, or the killer the new mm.
- * Return: false if current has been killed and has to keep its mm.
+ * Return 0, -EAGAIN after that second, or -EINTR if the caller has been killed.
  */
-bool remember_old_mm(void)
+static int pause_reaping(unsigned long *deadline)
 {
-	bool killed;
+	if (!*deadline)
+		*deadline = (jiffies + HZ) | 1;
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	if (time_after(jiffies, *deadline))
+		return -EAGAIN;
+	schedule_timeout_killable(1);
 
-	spin_lock_irq(&current->sighand->siglock);
-	killed = current->signal->flags & SIGNAL_GROUP_EXIT;
-	if (!killed)
-		remember_exit_mm();
-	spin_unlock_irq(&current->sighand->siglock);
-
-	return !killed;
+	return 0;
 }
 
-/**
- * forget_exit_mm - drop what remember_exit_mm() keeps, if it is of no use
- * @always: the process lives on with another mm
+/*
+ * Lock the lowest VMA that ends above @addr without waiting: by the VMA lock,
+ * because the holder of mmap_lock may be asleep for long, or else by mmap_lock.
+ * *@mmap_locked tells which of them is held.
  *
- * Usually the thread group's last reference was the last of all, and
- * exit_mmap() is over. If not, the mm_struct and the top level of its page
- * tables stay until the process has been waited for. The rest of the page
- * tables and the VMAs do not: they go with the last user.
+ * Return NULL if there is no such VMA, ERR_PTR(-EAGAIN) if both are contended.
  *
- * Context: Process context. Takes siglock of current.
+ * Context: The caller holds a reference on mm_users. Without that reference
+ *	exit_mmap() may free the nodes of the VMA tree with no regard to RCU.
  */
-void forget_exit_mm(bool always)
+static struct vm_area_struct *trylock_vma_above(struct mm_struct *mm,
+						unsigned long addr,
+						bool *mmap_locked)
 {
-	struct signal_struct *signal = current->signal;
-	struct mm_struct *mm;
+	MA_STATE(mas, &mm->mm_mt, addr, addr);
+	struct vm_area_struct *vma;
 
-	/* Mostly it was not remembered. Whoever remembers comes here himself. */
-	if (!READ_ONCE(signal->exit_mm))
-		return;
-
-	spin_lock_irq(&current->sighand->siglock);
-	mm = signal->exit_mm;
-	if (mm && (always || mtree_empty(&mm->mm_mt)))
-		signal->exit_mm = NULL;
-	else
-		mm = NULL;
-	spin_unlock_irq(&current->sighand->siglock);
-
-	if (mm)
-		mmdrop(mm);
-}
-
-/* The mm that the threads of this process use, with a reference. */
-static struct mm_struct *grab_mm(struct task_struct *task)
-{
-	struct task_struct *p = find_lock_task_mm(task);
-	struct mm_struct *mm;
-
-	if (!p)
+	rcu_read_lock();
+	vma = mas_find(&mas, ULONG_MAX);
+	rcu_read_unlock();
+	if (!vma)
 		return NULL;
-	mm = p->mm;
-	mmgrab(mm);
-	task_unlock(p);
 
-	return mm;
+	*mmap_locked = false;
+	vma = lock_vma_under_rcu(mm, max(mas.index, addr));
+	if (vma)
+		return vma;
+	if (!mmap_read_trylock(mm))
+		return ERR_PTR(-EAGAIN);
+	*mmap_locked = true;
+	vma = find_vma(mm, addr);
+	if (!vma)
+		mmap_read_unlock(mm);
+
+	return vma;
 }
 
 /*
- * Who leads the thread group now. It need not be the task that the pidfd led
- * to: a thread that calls execve() takes its place, and the old one is gone
- * but for our reference. NULL if the process has been waited for.
+ * Without VMA locks, reading robust futex lists takes mmap_lock. The caller of
+ * reap_killed_mm() holds one reference on mm_users.
  */
-static struct task_struct *current_leader(struct task_struct *task)
+static bool keep_robust_pages(struct task_struct *task, struct mm_struct *mm,
+			      struct xarray *keep)
 {
-	lockdep_assert_held(&tasklist_lock);
+	const bool lock = !IS_ENABLED(CONFIG_PER_VMA_LOCK);
+	int ret;
 
-	return pid_task(task_tgid(task), PIDTYPE_TGID);
+	if (lock && !mmap_read_trylock(mm))
+		return false;
+	ret = futex_keep_robust_pages(task, mm, 1, keep);
+	if (lock)
+		mmap_read_unlock(mm);
+
+	return !ret;
 }
 
 /*
- * The mm that the thread group left, with a reference, or NULL if there is
- * nothing left to free: exit_mmap() empties the tree when all else is done.
+ * Unmap the whole mm once, VMA by VMA.
+ *
+ * Return 0, -EBUSY if some part was not to be had without blocking, or the error
+ * of pause_reaping() while waiting for a lock.
  */
-static struct mm_struct *grab_exit_mm(struct task_struct *task)
+static int reap_vmas(struct task_struct *task, struct mm_struct *mm,
+		     struct xarray *keep, unsigned long *deadline)
 {
-	struct task_struct *leader;
-	struct mm_struct *mm = NULL;
+	struct vm_area_struct *vma;
+	unsigned long addr = 0;
+	bool mmap_locked;
+	int ret = 0, err;
 
-	guard(read_lock)(&tasklist_lock);
+	if (!keep_robust_pages(task, mm, keep))
+		return -EBUSY;
 
-	leader = current_leader(task);
-	if (!leader)
-		return NULL;
-	spin_lock_irq(&leader->sighand->siglock);
-	if (leader->signal->exit_mm &&
-	    !mtree_empty(&leader->signal->exit_mm->mm_mt)) {
-		mm = leader->signal->exit_mm;
-		mmgrab(mm);
-	}
-	spin_unlock_irq(&leader->sighand->siglock);
-
-	return mm;
-}
-
-/* Has this process been killed, and is not busy with a core dump, or may it be? */
-static bool process_is_dying(struct task_struct *p, bool may_dump)
-{
-	unsigned long flags;
-	bool dying;
-
-	if (!lock_task_sighand(p, &flags))
-		return true;
-	dying = (p->signal->flags & SIGNAL_GROUP_EXIT) &&
-		(may_dump || !p->signal->core_state);
-	unlock_task_sighand(p, &flags);
-
-	return dying;
-}
-
-/*
- * Has every process that uses this mm been killed? What is left are kernel
- * threads that borrow it and references such as that of process_vm_readv().
- */
-static bool users_are_dying(struct mm_struct *mm, bool may_dump)
-{
-	struct task_struct *p;
-
-	lockdep_assert_held(&tasklist_lock);
-
-	for_each_process(p) {
-		if (!(p->flags & PF_KTHREAD) && process_shares_mm(p, mm) &&
-		    !process_is_dying(p, may_dump))
-			return false;
+	while ((vma = trylock_vma_above(mm, addr, &mmap_locked))) {
+		if (IS_ERR(vma)) {
+			err = pause_reaping(deadline);
+			if (err)
+				return err;
+			continue;
+		}
+		addr = vma->vm_end;
+		if (!reap_vma(vma, keep))
+			ret = -EBUSY;
+		if (mmap_locked)
+			mmap_read_unlock(mm);
+		else
+			vma_end_read(vma);
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
 	}
 
-	return true;
+	return ret;
 }
 
-static bool mm_is_dying(struct mm_struct *mm)
+static unsigned long pages_left(struct mm_struct *mm)
 {
-	if (!atomic_read(&mm->mm_users))
-		return true;
-
-	guard(read_lock)(&tasklist_lock);
-
-	return users_are_dying(mm, false);
+	return get_mm_counter_sum(mm, MM_ANONPAGES) +
+	       get_mm_counter_sum(mm, MM_SWAPENTS) +
+	       get_mm_counter_sum(mm, MM_FILEPAGES);
 }
 
-/* Free what the victim of a signal holds, as far as it has not done so. */
-static int reap_dying(struct task_struct *task)
+/*
+ * Free the memory of an mm whose sharers have all been killed. Consumes the
+ * caller's references on mm_users and mm->reapers.
+ *
+ * Return 0 if all is free, -EAGAIN or -EINTR from pause_reaping().
+ */
+static int reap_killed_mm(struct task_struct *task, struct mm_struct *mm)
 {
-	struct mm_struct *mm;
-	struct task_struct *p;
-	bool reap = false, marked;
-	int ret = 0;
+	unsigned long deadline = 0, left = ULONG_MAX, before;
+	struct xarray keep;
+	int looks = 8, ret = 0;
+
+	xa_init(&keep);
+	mm_flags_set(MMF_UNSTABLE, mm);
+	/*
+	 * A thread of the victim that was in mremap() or in a fault when it was
+	 * killed can map pages behind the reaper. Look again until nothing is
+	 * left but what must stay. A reader of /proc/PID/mem can map file pages
+	 * again and again, so the number of looks is limited.
+	 */
+	while (!ret && left && looks-- && !mm_flags_test(MMF_REAP_DONE, mm)) {
+		before = left;
+		ret = reap_vmas(task, mm, &keep, &deadline);
+		left = pages_left(mm);
+		if (ret == -EBUSY) {
+			ret = pause_reaping(&deadline);
+			looks = 8;
+		} else if (left == before) {
+			break;
+		}
+	}
+	xa_destroy(&keep);
 
 	/*
-	 * Make sure to choose a thread which still has a reference to mm
-	 * during the group exit
+	 * The victim's threads wait in exit_mm() and so hold the last reference,
+	 * unless all of them were past mm_wait_for_reapers() before.
 	 */
-	p = find_lock_task_mm(task);
-	if (p) {
-		mm = p->mm;
-		mmgrab(mm);
+	mmput_async(mm);
+	mm_reaper_done(mm);
+	/* Another reaper's gather can hold what it has unmapped ahead of this one. */
+	while (!ret && atomic_read(&mm->reapers))
+		ret = pause_reaping(&deadline);
 
-		/* Error only if the work has not been done already */
-		if (task_will_free_mem(p))
-			reap = true;
-		else if (!mm_flags_test(MMF_OOM_SKIP, mm))
-			ret = -EINVAL;
-		task_unlock(p);
-	} else {
-		mm = grab_exit_mm(task);
-		if (!mm) {
-			trace_mrelease_end(task, NULL, 0, -ESRCH);
-			return -ESRCH;
+	return ret;
+}
+
+/*
+ * Free the memory of an mm without users, concurrently with its exit_mmap(),
+ * which may be starved or may not have come to unmapping yet. The VMA tree is
+ * stable under mmap_lock only, and empty when exit_mmap() has released it.
+ *
+ * Return as reap_killed_mm() does.
+ */
+static int reap_unused_mm(struct task_struct *task, struct mm_struct *mm)
+{
+	unsigned long deadline = 0;
+	bool reaped;
+	int ret = 0;
+
+	while (!ret && !mm_flags_test(MMF_REAP_DONE, mm)) {
+		reaped = mmap_read_trylock(mm);
+		if (reaped) {
+			reaped = __oom_reap_task_mm(task, mm);
+			mmap_read_unlock(mm);
 		}
-		/* A vfork() child that is gone has left the memory to others */
-		if (mm_is_dying(mm))
-			reap = true;
-		else
-			ret = -ESRCH;
+		if (reaped && !atomic_read(&mm->reapers))
+			break;
+		ret = pause_reaping(&deadline);
 	}
 
+	return ret;
+}
+
+/*
+ * Collect the processes that use the mm of @victim, without @victim itself.
+ * Return 0 or -ENOMEM.
+ *
+ * Each thread holds one reference on mm_users. If the victim's threads account
+ * for all of them, there are no other sharers, and no walk.
+ */
+static int find_other_sharers(struct xarray *sharers, struct task_struct *victim)
+{
+	struct task_struct *p = find_lock_task_mm(victim);
+	unsigned long nr = 0;
+	struct mm_struct *mm;
+	int users, ret;
+
+	if (!p)
+		return 0;
+	mm = p->mm;
+	users = atomic_read(&mm->mm_users);
+	task_unlock(p);
+
+	/*
+	 * Order the read of mm_users before the reads of ->mm. Pairs with the
+	 * full barrier of atomic_dec_and_test() in mmput(): a thread clears
+	 * ->mm before it drops its reference.
+	 */
+	smp_rmb();
+	for_each_thread(victim, p) {
+		if (READ_ONCE(p->mm) == mm)
+			users--;
+	}
+	if (users <= 0)
+		return 0;
+
+	for_each_process(p) {
+		if (same_thread_group(p, victim) || p->flags & PF_KTHREAD ||
+		    !process_shares_mm(p, mm))
+			continue;
+		ret = xa_err(xa_store(sharers, nr++, p,
+				      GFP_ATOMIC | __GFP_NOWARN));
+		if (ret)
+			return ret;
+	}
+
+	return 0;
+}
+
+/* Kill the process of @p, a thread with an mm and with its task_lock() held. */
+static void kill_mm_user(struct task_struct *p)
+{
+	struct task_struct *leader = p->group_leader;
+
+	if (kill_mrelease(leader, p->mm))
+		count_vm_event(MRELEASE_KILL);
+	__mark_oom_victim(p);
+}
+
+/*
+ * Kill the process of @task and all others that share its mm, or none of them.
+ *
+ * tasklist_lock is held for reading from the first look to the last signal.
+ * Until then no sharer is added: copy_process() links a child with
+ * tasklist_lock held for writing, and fails if the parent has been killed. A
+ * sharer can leave by execve(), and its new mm has no other sharer for the same
+ * reason. So the permission checks can do without the victim's task_lock(),
+ * which an LSM hook may take, and the mm is the one that the victim has after
+ * them.
+ *
+ * From then on until its signal is queued, the task_lock() of a thread that uses
+ * the mm keeps execve() and exit_mm() of that thread from dropping the mm. The
+ * references in @victim keep exit_mmap() from unmapping beside the caller.
+ *
+ * A caller can be starved as soon as the locks are dropped. The OOM killer
+ * waits for the memory of an OOM victim, so the OOM reaper is queued before.
+ *
+ * Return 0, -ESRCH if there is no memory to free, -ENOMEM if the sharers could
+ * not be collected, or the error of check_kill_mrelease(). No process is killed
+ * in case of an error.
+ */
+static int kill_sharers(struct task_struct *task, struct mrelease_victim *victim)
+{
+	struct task_struct *leader, *p;
+	struct xarray sharers;
+	struct mm_struct *mm;
+	unsigned long i;
+	int ret;
+
+	xa_init(&sharers);
+	guard(spinlock)(&mrelease_kill_lock);
+	guard(read_lock)(&tasklist_lock);
+
+	/* After an execve() by another thread, @task no longer is the leader. */
+	leader = pid_task(task_tgid(task), PIDTYPE_TGID);
+	if (!leader)
+		return -ESRCH;
+
+	ret = find_other_sharers(&sharers, leader) ?: check_kill_mrelease(leader);
+	xa_for_each(&sharers, i, p)
+		ret = ret ?: check_kill_mrelease(p);
+	if (ret)
+		goto out;
+
+	p = find_lock_task_mm(leader);
+	if (p) {
+		mm = p->mm;
+		mmget(mm);
+		victim->has_users = true;
+	} else {
+		/* Has an earlier call killed the process? */
+		mm = READ_ONCE(leader->signal->oom_mm);
+		if (!mm || !mm_flags_test(MMF_REAP_KILLED, mm)) {
+			ret = -ESRCH;
+			goto out;
+		}
+		victim->has_users = mmget_not_zero(mm);
+	}
+	mmgrab(mm);
+	victim->mm = mm;
+	if (victim->has_users)
+		mm_reaper_start(mm);
+	if (p) {
+		/* A caller without that right may have been told 0 before. */
+		if (may_evict_mm_of(p) && !mm_flags_test_and_set(MMF_REAP_EVICT, mm))
+			mm_flags_clear(MMF_REAP_DONE, mm);
+		kill_mm_user(p);
+		task_unlock(p);
+	}
+	xa_for_each(&sharers, i, p) {
+		p = find_lock_task_mm(p);
+		if (!p)
+			continue;
+		if (p->mm == mm)
+			kill_mm_user(p);
+		task_unlock(p);
+	}
+	if (queue_oom_reaper(leader))
+		victim->queued = get_task_struct(leader);
+out:
+	xa_destroy(&sharers);
+	return ret;
+}
+
+/* Kill the process of @task and its sharers, and free their memory. */
+static int reap_kill(struct task_struct *task)
+{
+	struct pid *pid = get_task_pid(task, PIDTYPE_TGID);
+	struct mrelease_victim victim = { };
+	int ret = -ESRCH;
+
+	if (pid && !access_pidfd_pidns(pid))
+		ret = -EINVAL;
+	else if (pid && !(task->flags & PF_KTHREAD))
+		ret = kill_sharers(task, &victim);
+	put_pid(pid);
+	if (ret)
+		return ret;
+
+	trace_mrelease_start(task, victim.mm, PROCESS_MRELEASE_REAP_KILL, 0);
+	if (victim.has_users)
+		ret = reap_killed_mm(task, victim.mm);
+	else
+		ret = reap_unused_mm(task, victim.mm);
+	if (!ret) {
+		mm_flags_set(MMF_REAP_DONE, victim.mm);
+		mm_flags_set(MMF_OOM_SKIP, victim.mm);
+	}
+	if (victim.queued) {
+		if (!ret)
+			unqueue_oom_reaper(victim.queued);
+		put_task_struct(victim.queued);
+	}
+	trace_mrelease_end(task, victim.mm, PROCESS_MRELEASE_REAP_KILL, ret);
+	mmdrop(victim.mm);
+
+	return ret;
+}
+
+/* Reap a process that is dying already. */
+static int reap_dying(struct task_struct *task)
+{
+	struct task_struct *p;
+	struct mm_struct *mm;
+	bool reap = false;
+	int ret = 0;
+
+	/* During the exit of its group, find a thread that still has the mm. */
+	p = find_lock_task_mm(task);
+	if (!p)
+		return -ESRCH;
+	mm = p->mm;
+	mmgrab(mm);
+	if (task_will_free_mem(p))
+		reap = true;
+	else if (!mm_flags_test(MMF_OOM_SKIP, mm))
+		ret = -EINVAL;
+	task_unlock(p);
 	if (!reap)
 		goto drop_mm;
 
 	trace_mrelease_start(task, mm, 0, 0);
-	/* Somebody else has killed it with the flag, and is told what is free. */
-	marked = mm_flags_test(MMF_REAP_KILLED, mm);
-	if (marked)
-		lru_add_drain_all();
 	if (mmap_read_lock_killable(mm)) {
 		ret = -EINTR;
-		goto drop_mm;
+	} else {
+		/*
+		 * exit_mmap() sets MMF_OOM_SKIP before it takes mmap_lock for
+		 * writing, so the flag is stable here.
+		 */
+		if (!mm_flags_test(MMF_OOM_SKIP, mm) && !__oom_reap_task_mm(task, mm))
+			ret = -EAGAIN;
+		mmap_read_unlock(mm);
 	}
-	/*
-	 * Check MMF_OOM_SKIP again under mmap_read_lock protection to ensure
-	 * possible change in exit_mmap is seen
-	 */
-	if (!mm_flags_test(MMF_OOM_SKIP, mm) && !__oom_reap_task_mm(mm, marked))
-		ret = -EAGAIN;
-	mmap_read_unlock(mm);
-
-drop_mm:
 	trace_mrelease_end(task, mm, 0, ret);
-	mmdrop(mm);
-	return ret;
-}
-
-/* Another process than the victim, with threads that use the victim's mm? */
-static bool is_other_sharer(struct task_struct *p, struct task_struct *victim,
-			    struct mm_struct *mm)
-{
-	return !same_thread_group(p, victim) && !(p->flags & PF_KTHREAD) &&
-	       process_shares_mm(p, mm);
-}
-
-/* May the caller kill all of them? */
-static int check_other_sharers(struct task_struct *victim, struct mm_struct *mm)
-{
-	struct task_struct *p;
-	int ret;
-
-	for_each_process(p) {
-		if (!is_other_sharer(p, victim, mm))
-			continue;
-		ret = check_kill_mrelease(p);
-		if (ret)
-			return ret;
-	}
-
-	return 0;
-}
-
-/*
- * Kill a process if it still uses the mm. With the lock of one of its threads
- * held it can neither leave the mm by execve(), see remember_old_mm(), nor get
- * to exit_mmap(). Returns 0, or 1 if it has left the mm.
- */
-static int kill_user(struct task_struct *leader, struct mm_struct *mm)
-{
-	const bool dying = READ_ONCE(leader->signal->flags) & SIGNAL_GROUP_EXIT;
-	struct task_struct *p = find_lock_task_mm(leader);
-	int ret = 1;
-
-	if (!p)
-		return ret;
-	if (p->mm == mm)
-		ret = kill_mrelease(leader, mm) ? 0 : -EPERM;
-	task_unlock(p);
-	if (!ret && !dying) {
-		count_vm_event(MRELEASE_KILL);
-		trace_mrelease_kill(leader, mm);
-	}
-
-	return ret;
-}
-
-/*
- * Kill all processes that use the victim's mm, or none, and return the mm
- * with a reference.
- *
- * With tasklist_lock held nobody can be added to them: copy_process() links a
- * child with the lock held for writing, and drops it if its parent has been
- * killed. They can leave, though. When the victim turns out to have left the
- * mm by execve(), nothing has happened yet.
- *
- * Returns -ESRCH without an mm if no thread has one, 1 to be called again.
- */
-static int kill_sharers(struct task_struct *victim, struct mm_struct **mmp)
-{
-	struct task_struct *p, *leader;
-	struct mm_struct *mm;
-	bool shared;
-	int users, ret;
-
-	guard(read_lock)(&tasklist_lock);
-
-	leader = current_leader(victim);
-	mm = leader ? grab_mm(leader) : NULL;
-	if (!mm)
-		return -ESRCH;
-	*mmp = mm;
-
-	ret = check_kill_mrelease(leader);
-	if (ret)
-		return ret;
-
-	/* One reference for each thread of the victim, or there are others. */
-	users = atomic_read(&mm->mm_users);
-	/*
-	 * Reading the number first can err only on the safe side: a thread
-	 * clears ->mm before it drops the reference.
-	 */
-	smp_rmb();
-	for_each_thread(leader, p) {
-		if (READ_ONCE(p->mm) == mm)
-			users--;
-	}
-	shared = users > 0;
-	if (shared) {
-		ret = check_other_sharers(leader, mm);
-		if (ret)
-			return ret;
-	}
-
-	trace_mrelease_start(leader, mm, PROCESS_MRELEASE_REAP_KILL, 0);
-	ret = kill_user(leader, mm);
-	if (ret || !shared)
-		return ret;
-	for_each_process(p) {
-		if (is_other_sharer(p, leader, mm))
-			WARN_ON_ONCE(kill_user(p, mm) < 0);
-	}
-
-	return 0;
-}
-
-/*
- * Is somebody other than exit_mmap() about to free pages of this mm: a reaper, a
- * madvise() that was under way?
- */
-static bool others_have_gathers(struct mm_struct *mm)
-{
-	int exiting;
-
-	/* First the page tables, some without their lock, then the count. */
-	smp_mb();
-	exiting = mm_flags_test(MMF_EXIT_UNMAP, mm);
-	/* It is set after exit_mmap() is counted, and until it is not. */
-	smp_rmb();
-
-	return atomic_read(&mm->tlb_flush_pending) > exiting;
-}
-
-/* Wait for them: a matter of a moment, unless there are more and more of them. */
-static int wait_for_others(struct mm_struct *mm)
-{
-	unsigned long end = jiffies + HZ;
-
-	while (others_have_gathers(mm)) {
-		if (time_after(jiffies, end))
-			return -EAGAIN;
-		schedule_timeout_killable(1);
-		if (fatal_signal_pending(current))
-			return -EINTR;
-	}
-
-	return 0;
-}
-
-/*
- * Wait for exit_mmap() to come to the end of the VMAs, where it waits for
- * mmap_lock, which the caller holds. If it begins later, it finds nothing.
- */
-static int wait_for_unmapping(struct mm_struct *mm)
-{
-	while (mm_flags_test(MMF_EXIT_UNMAP, mm) &&
-	       !mm_flags_test(MMF_EXIT_UNMAPPED, mm)) {
-		schedule_timeout_killable(1);
-		if (fatal_signal_pending(current))
-			return -EINTR;
-	}
-	/* First the flag, then what has been freed before it was set. */
-	smp_rmb();
-
-	return 0;
-}
-
-/*
- * Wait until all pages are free that somebody had taken out of the page tables
- * when we had done the same. An exit_mmap() says when it is done.
- */
-static int wait_for_gathers(struct mm_struct *mm)
-{
-	unsigned long *flags = ACCESS_PRIVATE(&mm->flags, __mm_flags);
-
-	/* First the page tables, then this. */
-	smp_mb();
-	if (wait_on_bit(flags, MMF_EXIT_UNMAP, TASK_KILLABLE))
-		return -EINTR;
-
-	return wait_for_others(mm);
-}
-
-/*
- * May folios have been let go of without being evicted? By an exit or a reaper
- * that began when the mm was not marked yet; or, in the case of the OOM reaper,
- * when folios were still in the batches of other CPUs. An exit drains these, if
- * it sees the mark, and it does unless all threads had left the mm before (@left).
- */
-static bool others_are_ahead(struct mm_struct *mm, bool left)
-{
-	/* First the mark, then this: they do the reverse. */
-	smp_mb();
-	return mm_flags_test(MMF_UNSTABLE, mm) ||
-	       (left && mm_flags_test(MMF_EXIT_UNMAP, mm));
-}
-
-/*
- * Evict what is clean and unmapped in a part of a file, from @first to @last. A
- * large folio may stand out at either end.
- */
-static void evict_file_range(struct address_space *mapping, pgoff_t first,
-			     pgoff_t last)
-{
-	unsigned long pages;
-	struct folio *folio;
-
-	folio = filemap_get_folio(mapping, first);
-	if (!IS_ERR(folio)) {
-		first = folio->index;
-		folio_put(folio);
-	}
-	folio = filemap_get_folio(mapping, last);
-	if (!IS_ERR(folio)) {
-		last = folio_next_index(folio) - 1;
-		folio_put(folio);
-	}
-	pages = mapping->nrpages;
-	mapping_try_invalidate(mapping, first, last, NULL);
-	/* It counts what was evicted before as well, so this has to be told apart. */
-	count_vm_events(MRELEASE_EVICT, pages - min(pages, mapping->nrpages));
-}
-
-/*
- * Evict what others have let go of. Nothing but the VMAs tells which folios that
- * could be. There may be 65530 of them for one large file, of which nothing can
- * go: this must not take for ever. What is evicted, the next call need not do.
- */
-static int evict_behind_others(struct mm_struct *mm)
-{
-	VMA_ITERATOR(vmi, mm, 0);
-	const unsigned long deadline = jiffies + 3 * HZ;
-	const unsigned long step = SZ_64M / PAGE_SIZE;
-	struct vm_area_struct *vma;
-
-	lru_add_drain_all();
-	for_each_vma(vmi, vma) {
-		const pgoff_t end = vma->vm_pgoff + vma_pages(vma);
-
-		if (!vma->vm_file || !mapping_evictable(vma->vm_file->f_mapping))
-			continue;
-		for (pgoff_t at = vma->vm_pgoff; at < end; at += step) {
-			if (fatal_signal_pending(current))
-				return -EINTR;
-			if (time_after(jiffies, deadline))
-				return -EAGAIN;
-			evict_file_range(vma->vm_file->f_mapping, at,
-					 min(at + step, end) - 1);
-		}
-	}
-	/* What the exit still has was just deactivated, by way of batches. */
-	lru_add_drain_all();
-
-	return 0;
-}
-
-/*
- * Free all that a marked mm holds, and be sure that it is free. With mmap_lock
- * held, the VMAs stay.
- */
-static int reap_marked_mm(struct mm_struct *mm, bool left)
-{
-	bool ahead;
-	int ret = 0;
-
-	/*
-	 * A madvise() that was under way goes on without the mark. And what frees
-	 * under the page-table lock can not call into the filesystem.
-	 */
-	ahead = others_have_gathers(mm) || IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER);
-
-	if (mmap_read_lock_killable(mm))
-		return -EINTR;
-	if (mtree_empty(&mm->mm_mt)) {
-		/* The exit is over. There may be folios that nothing leads to. */
-		if (left || mm_flags_test(MMF_REAP_KEPT, mm))
-			ret = -ESRCH;
-		goto unlock;
-	}
-	/*
-	 * Folios in the batches of other CPUs, recently read or marked as
-	 * accessed, carry a reference that forbids to evict them.
-	 */
-	lru_add_drain_all();
-	ahead |= others_are_ahead(mm, left);
-	if (!__oom_reap_task_mm(mm, true)) {
-		ret = -EAGAIN;
-		goto unlock;
-	}
-	if (ahead || others_have_gathers(mm))
-		ret = wait_for_others(mm) ?: wait_for_unmapping(mm) ?:
-		      evict_behind_others(mm);
-unlock:
-	mmap_read_unlock(mm);
-
-	return ret ?: wait_for_gathers(mm);
-}
-
-/*
- * The same for a victim whose threads are all past exit_mm(): there is nobody
- * left to kill, but perhaps something to free.
- */
-static int claim_exit_mm(struct task_struct *victim, struct mm_struct **mmp)
-{
-	struct mm_struct *mm = grab_exit_mm(victim);
-	struct task_struct *leader;
-	int ret = -ESRCH;
-
-	if (!mm)
-		return ret;
-	*mmp = mm;
-
-	guard(read_lock)(&tasklist_lock);
-
-	leader = current_leader(victim);
-	if (leader)
-		ret = check_kill_mrelease(leader);
-	if (ret)
-		return ret;
-	if (atomic_read(&mm->mm_users)) {
-		/* Who dumps core is not waited for once the mm is marked. */
-		if (!users_are_dying(mm, mm_flags_test(MMF_REAP_KILLED, mm)))
-			return -ESRCH;
-		ret = check_other_sharers(leader, mm);
-		if (ret)
-			return ret;
-	}
-	trace_mrelease_start(victim, mm, PROCESS_MRELEASE_REAP_KILL, 0);
-	mm_flags_set(MMF_REAP_KILLED, mm);
-
-	return 0;
-}
-
-/* What an execve() that was nearly done when the signal came has left. */
-static int reap_old_mm(struct task_struct *victim, const struct mm_struct *done)
-{
-	struct mm_struct *mm = grab_exit_mm(victim);
-	int ret = 0;
-
-	if (!mm)
-		return 0;
-	if (mm != done && mm_is_dying(mm)) {
-		mm_flags_set(MMF_REAP_KILLED, mm);
-		ret = reap_marked_mm(mm, true);
-	}
-	mmdrop(mm);
-
-	return ret == -ESRCH ? 0 : ret;
-}
-
-/* Is this process in the caller's PID namespace or in one below? */
-static int check_pidns(struct task_struct *task)
-{
-	struct pid *pid = get_task_pid(task, PIDTYPE_TGID);
-	int ret;
-
-	if (!pid)
-		return -ESRCH;
-	ret = access_pidfd_pidns(pid) ? 0 : -EINVAL;
-	put_pid(pid);
-
-	return ret;
-}
-
-/* Kill the process and all who share its memory, and free the memory. */
-static int reap_kill(struct task_struct *task)
-{
-	struct mm_struct *mm = NULL;
-	bool left;
-	int ret;
-
-	ret = check_pidns(task);
-	if (ret)
-		return ret;
-	if (task->flags & PF_KTHREAD)
-		return -ESRCH;
-
-	while ((ret = kill_sharers(task, &mm)) > 0) {
-		mmdrop(mm);
-		mm = NULL;
-		if (fatal_signal_pending(current)) {
-			ret = -EINTR;
-			break;
-		}
-		cond_resched();
-	}
-	left = ret == -ESRCH && !mm;
-	if (left)
-		ret = claim_exit_mm(task, &mm);
-	if (ret)
-		goto drop_mm;
-
-	ret = reap_marked_mm(mm, left);
-	if (!ret)
-		ret = reap_old_mm(task, mm);
-
 drop_mm:
-	trace_mrelease_end(task, mm, PROCESS_MRELEASE_REAP_KILL, ret);
-	if (mm)
-		mmdrop(mm);
+	mmdrop(mm);
 	return ret;
 }
 

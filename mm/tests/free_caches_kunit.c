@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * free_pages_and_caches(): which folios it evicts, and that it drops as many
- * references as it was given, no more and no less.
+ * KUnit tests for free_pages_and_caches(), and for the batching of page-cache
+ * and LRU removal that it relies on.
  *
- * The files here have a page cache and nothing else. A folio that should stay
- * is looked at when its only references are those that the test knows.
+ * The files have a page cache and no storage. A folio under test has no
+ * references but those of the page cache and those that the test holds.
  */
 #include <kunit/test.h>
 #include <linux/cpumask.h>
@@ -12,6 +12,7 @@
 #include <linux/fs.h>
 #include <linux/initrd.h>
 #include <linux/mm.h>
+#include <linux/mm_inline.h>
 #include <linux/pagemap.h>
 #include <linux/prandom.h>
 #include <linux/sched.h>
@@ -21,9 +22,8 @@
 
 #include "../internal.h"
 
-#define MAX_ENTRIES	512	/* as many as a gather's batch may have */
+#define MAX_ENTRIES	512	/* of a gather batch */
 
-/* A file, and a batch of a gather. */
 struct free_caches {
 	struct inode inode;
 	struct encoded_page *pages[MAX_ENTRIES];
@@ -35,7 +35,7 @@ static struct address_space *mapping_of(struct kunit *test)
 	return &((struct free_caches *)test->priv)->inode.i_data;
 }
 
-/* A clean folio of the file, with no other reference than the page cache's. */
+/* Add a clean folio that only the page cache, or an LRU batch, references. */
 static struct folio *add_folio(struct kunit *test, pgoff_t index, unsigned int order)
 {
 	struct folio *folio = filemap_alloc_folio(GFP_KERNEL, order, NULL);
@@ -50,7 +50,7 @@ static struct folio *add_folio(struct kunit *test, pgoff_t index, unsigned int o
 	return folio;
 }
 
-/* What unmapping @nr pages of a folio puts into a gather. */
+/* Put into the gather batch what unmapping @nr pages of a folio does. */
 static void gather(struct kunit *test, struct folio *folio, unsigned int nr)
 {
 	struct free_caches *fc = test->priv;
@@ -60,8 +60,7 @@ static void gather(struct kunit *test, struct folio *folio, unsigned int nr)
 		fc->pages[fc->nr++] = encode_page(&folio->page, 0);
 		return;
 	}
-	fc->pages[fc->nr++] = encode_page(&folio->page,
-					  ENCODED_PAGE_BIT_NR_PAGES_NEXT);
+	fc->pages[fc->nr++] = encode_page(&folio->page, ENCODED_PAGE_BIT_NR_PAGES_NEXT);
 	fc->pages[fc->nr++] = encode_nr_pages(nr);
 }
 
@@ -85,9 +84,9 @@ static void expect_cached(struct kunit *test, unsigned long pages)
 	KUNIT_EXPECT_EQ(test, pages, mapping->nrpages);
 }
 
+/* From the middle of a node of the page cache to the middle of another. */
 static void small_folios(struct kunit *test)
 {
-	/* From the middle of a node to the middle of another one. */
 	for (int i = 0; i < MAX_ENTRIES; i++)
 		gather(test, add_folio(test, 17 + i, 0), 1);
 	flush(test, true);
@@ -95,7 +94,7 @@ static void small_folios(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, xa_empty(&mapping_of(test)->i_pages));
 }
 
-static void not_asked_for(struct kunit *test)
+static void without_evict(struct kunit *test)
 {
 	struct folio *folio = add_folio(test, 0, 0);
 
@@ -106,7 +105,7 @@ static void not_asked_for(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 1, folio_ref_count(folio));
 }
 
-/* Neighbours that are not in the batch stay, whatever their place in a node. */
+/* Folios between the gathered ones stay cached, at any offset in a node. */
 static void every_nth(struct kunit *test)
 {
 	for (int n = 2; n <= 7; n++) {
@@ -125,7 +124,7 @@ static void every_nth(struct kunit *test)
 	}
 }
 
-static void backwards(struct kunit *test)
+static void descending(struct kunit *test)
 {
 	for (int i = 199; i >= 0; i--)
 		gather(test, add_folio(test, i, 0), 1);
@@ -133,8 +132,8 @@ static void backwards(struct kunit *test)
 	expect_cached(test, 0);
 }
 
-/* A pair, at each place of a batch, where one ends and another one begins. */
-static void pairs(struct kunit *test)
+/* An entry of two words, at each offset from the end of an evict batch. */
+static void large_after_small(struct kunit *test)
 {
 	for (int at = 0; at < 2 * XA_CHUNK_SIZE; at++) {
 		for (int i = 0; i < at; i++)
@@ -147,9 +146,8 @@ static void pairs(struct kunit *test)
 }
 
 /*
- * Folios of all orders next to each other, below and above the size of a node.
- * Some are not in the batch, some are in use, and some have a mark that a
- * writeback has left there.
+ * Folios of all orders, smaller and larger than a node covers. Some are not
+ * gathered, some are in use, some have a mark that writeback has left.
  */
 static void mixed_orders(struct kunit *test)
 {
@@ -189,8 +187,7 @@ static void mixed_orders(struct kunit *test)
 		}
 		flush(test, true);
 		expect_cached(test, bitmap_weight(stay, PAGES));
-		KUNIT_EXPECT_FALSE(test, xa_marked(&mapping->i_pages,
-						   PAGECACHE_TAG_TOWRITE));
+		KUNIT_EXPECT_FALSE(test, xa_marked(&mapping->i_pages, PAGECACHE_TAG_TOWRITE));
 		for (int i = 0; i < PAGES; i++) {
 			struct folio *folio = xa_load(&mapping->i_pages, i);
 
@@ -207,8 +204,8 @@ static void mixed_orders(struct kunit *test)
 	}
 }
 
-/* The last piece of a large folio evicts it, in this batch or in a later one. */
-static void pieces(struct kunit *test)
+/* The last piece of a large folio evicts it, in this gather batch or a later one. */
+static void pieces_of_large(struct kunit *test)
 {
 	struct folio *folio = add_folio(test, 16, 4);
 
@@ -240,7 +237,7 @@ static void mapped_twice(struct kunit *test)
 	expect_cached(test, 0);
 }
 
-/* Folios that have no page cache are freed as ever, wherever they stand. */
+/* Anonymous folios are freed as without @evict, and do not delay an eviction. */
 static void among_anonymous(struct kunit *test)
 {
 	struct folio *anon[100];
@@ -259,69 +256,159 @@ static void among_anonymous(struct kunit *test)
 	}
 }
 
-/* The batch may be all that is left of it. */
-static void truncated(struct kunit *test)
+/* A driver's page has a ->mapping, is in no page cache, and on no LRU list. */
+static void driver_pages(struct kunit *test)
 {
-	struct folio *folio = add_folio(test, 3, 0);
+	struct folio *page[2];
 
-	lru_add_drain_all();
-	folio_get(folio);
-	gather(test, add_folio(test, 2, 0), 1);
-	gather(test, folio, 1);
-	gather(test, add_folio(test, 4, 0), 1);
-	truncate_inode_pages_range(mapping_of(test), 3 * PAGE_SIZE, 4 * PAGE_SIZE - 1);
+	for (int i = 0; i < ARRAY_SIZE(page); i++) {
+		page[i] = folio_alloc(GFP_KERNEL, 0);
+		KUNIT_ASSERT_NOT_NULL(test, page[i]);
+		page[i]->mapping = mapping_of(test);
+		page[i]->index = i;
+		gather(test, add_folio(test, i, 0), 1);
+		gather(test, page[i], 1);
+	}
 	flush(test, true);
 	expect_cached(test, 0);
-	KUNIT_EXPECT_EQ(test, 1, folio_ref_count(folio));
-	folio_put(folio);
+	for (int i = 0; i < ARRAY_SIZE(page); i++) {
+		KUNIT_EXPECT_EQ(test, 1, folio_ref_count(page[i]));
+		page[i]->mapping = NULL;
+		folio_put(page[i]);
+	}
 }
 
-static long lru_pages(void)
+static void truncated(struct kunit *test)
 {
-	long pages = 0;
+	struct folio *small = add_folio(test, 3, 0), *large = add_folio(test, 4, 2);
 
 	lru_add_drain_all();
-	for (enum lru_list lru = LRU_INACTIVE_FILE; lru <= LRU_ACTIVE_FILE; lru++)
-		pages += global_node_page_state(NR_LRU_BASE + lru);
-
-	return pages;
+	folio_get(small);
+	folio_get(large);
+	gather(test, add_folio(test, 2, 0), 1);
+	gather(test, small, 1);
+	gather(test, large, 4);
+	gather(test, add_folio(test, 8, 0), 1);
+	truncate_inode_pages_range(mapping_of(test), 3 * PAGE_SIZE, 8 * PAGE_SIZE - 1);
+	expect_cached(test, 2);
+	flush(test, true);
+	expect_cached(test, 0);
+	KUNIT_EXPECT_EQ(test, 1, folio_ref_count(small));
+	KUNIT_EXPECT_EQ(test, 1, folio_ref_count(large));
+	folio_put(small);
+	folio_put(large);
 }
 
-/* Each CPU may keep a difference of up to 125 for itself. */
-static void counters(struct kunit *test)
+/* Counters whose sum must be as before, whatever was added and removed. */
+static const enum node_stat_item counted[] = {
+	NR_FILE_PAGES, NR_SHMEM, NR_KERNEL_FILE_PAGES, NR_INACTIVE_FILE, NR_ACTIVE_FILE,
+	NR_INACTIVE_ANON, NR_ACTIVE_ANON, NR_UNEVICTABLE,
+};
+
+/* Add folios that are counted in different places, in runs of one to four. */
+static void add_counted(struct kunit *test, bool shmem, bool take)
 {
-	const long slack = 2 * 125 * num_online_cpus();
-	long cached = global_node_page_state(NR_FILE_PAGES);
-	long lru = lru_pages();
+	for (int i = 0; i < MAX_ENTRIES / 2; i++) {
+		struct folio *folio = add_folio(test, 4 * i, i % 8 == 7 ? 2 : 0);
+		const long nr = folio_nr_pages(folio);
 
-	for (int round = 0; round < 20; round++) {
-		for (int i = 0; i < MAX_ENTRIES / 4; i++)
-			gather(test, add_folio(test, 1024 + 4 * i, 2), 4);
-		for (int i = 0; i < MAX_ENTRIES / 2; i++) {
-			struct folio *folio = add_folio(test, i, 0);
-
-			/* The second time makes it active. */
-			if (i % 5 == 0) {
-				folio_mark_accessed(folio);
-				folio_mark_accessed(folio);
-			}
-			gather(test, folio, 1);
+		lru_add_drain();
+		if (i % 16 >= 12) {
+			folio_mark_accessed(folio);
+			folio_mark_accessed(folio);
+			lru_add_drain();
 		}
+		if (shmem && i % 8 < 4) {
+			/* As a shmem folio: on the other LRU lists, too. */
+			KUNIT_ASSERT_TRUE(test, folio_isolate_lru(folio));
+			folio_set_swapbacked(folio);
+			lruvec_stat_mod_folio(folio, NR_SHMEM, nr);
+			folio_putback_lru(folio);
+			lru_add_drain();
+		}
+		if (take)
+			gather(test, folio, nr);
+	}
+}
+
+static void counters(struct kunit *test, bool shmem, bool evict)
+{
+	/* The difference that each CPU may keep to itself, before and after. */
+	const long slack = 2 * 125 * num_online_cpus();
+	long before[ARRAY_SIZE(counted)];
+
+	lru_add_drain_all();
+	for (int i = 0; i < ARRAY_SIZE(counted); i++)
+		before[i] = global_node_page_state(counted[i]);
+	for (int round = 0; round < 40; round++) {
+		add_counted(test, shmem, evict);
 		flush(test, true);
+		truncate_inode_pages(mapping_of(test), 0);
 	}
 	expect_cached(test, 0);
-	KUNIT_EXPECT_LE(test, abs(global_node_page_state(NR_FILE_PAGES) - cached), slack);
-	KUNIT_EXPECT_LE(test, abs(lru_pages() - lru), slack);
+	lru_add_drain_all();
+	for (int i = 0; i < ARRAY_SIZE(counted); i++)
+		KUNIT_EXPECT_LE_MSG(test, abs(global_node_page_state(counted[i]) - before[i]),
+				    slack, "counter %d", counted[i]);
 }
 
-/*
- * What must stay: how it comes to that, and how it is undone.
- */
+static void counters_of_eviction(struct kunit *test)
+{
+	counters(test, false, true);
+}
+
+static void counters_of_truncation(struct kunit *test)
+{
+	/* Needed by no other test: the file of a btrfs tree is counted so. */
+	set_bit(AS_KERNEL_FILE, &mapping_of(test)->flags);
+	counters(test, true, false);
+	clear_bit(AS_KERNEL_FILE, &mapping_of(test)->flags);
+}
+
+static void counter_of_evicted_pages(struct kunit *test)
+{
+	unsigned long before[NR_VM_EVENT_ITEMS], after[NR_VM_EVENT_ITEMS];
+
+	all_vm_events(before);
+	gather(test, add_folio(test, 0, 0), 1);
+	gather(test, add_folio(test, 4, 2), 4);
+	flush(test, true);
+	all_vm_events(after);
+	KUNIT_EXPECT_EQ(test, 5, after[MRELEASE_EVICT] - before[MRELEASE_EVICT]);
+}
+
+/* A reason for a folio to stay cached: how it begins and how it ends. */
 struct refusal {
 	const char *name;
 	void (*begin)(struct kunit *test, struct folio *folio);
 	void (*end)(struct kunit *test, struct folio *folio);
-	bool all;		/* of the mapping's folios stay */
+	bool all;		/* folios of the mapping stay */
+};
+
+static bool keep_private(struct folio *folio, gfp_t gfp)
+{
+	return false;
+}
+
+static bool release_private(struct folio *folio, gfp_t gfp)
+{
+	if (!folio_test_locked(folio) || folio_test_dirty(folio))
+		return false;
+	if (folio_test_private(folio))
+		folio_detach_private(folio);
+	return true;
+}
+
+static void ignore_folio(struct folio *folio)
+{
+}
+
+static const struct address_space_operations plain_aops, keep_aops = {
+	.release_folio = keep_private,
+}, release_aops = {
+	.release_folio = release_private,
+}, free_aops = {
+	.free_folio = ignore_folio,
 };
 
 static void set_dirty(struct kunit *test, struct folio *folio)
@@ -354,38 +441,15 @@ static void unlock(struct kunit *test, struct folio *folio)
 	folio_unlock(folio);
 }
 
-static void pin(struct kunit *test, struct folio *folio)
+static void reference(struct kunit *test, struct folio *folio)
 {
 	folio_get(folio);
 }
 
-static void unpin(struct kunit *test, struct folio *folio)
+static void unreference(struct kunit *test, struct folio *folio)
 {
 	folio_put(folio);
 }
-
-static bool keep_private(struct folio *folio, gfp_t gfp)
-{
-	return false;
-}
-
-static bool release_private(struct folio *folio, gfp_t gfp)
-{
-	folio_detach_private(folio);
-	return true;
-}
-
-static void ignore_folio(struct folio *folio)
-{
-}
-
-static const struct address_space_operations plain_aops, keep_aops = {
-	.release_folio = keep_private,
-}, release_aops = {
-	.release_folio = release_private,
-}, free_aops = {
-	.free_folio = ignore_folio,
-};
 
 static void set_private(struct kunit *test, struct folio *folio)
 {
@@ -396,6 +460,34 @@ static void set_private(struct kunit *test, struct folio *folio)
 static void allow_release(struct kunit *test, struct folio *folio)
 {
 	mapping_of(test)->a_ops = &release_aops;
+}
+
+static void set_private_dirty(struct kunit *test, struct folio *folio)
+{
+	folio_attach_private(folio, test);
+	folio_set_dirty(folio);
+	mapping_of(test)->a_ops = &release_aops;
+}
+
+static void set_private_locked(struct kunit *test, struct folio *folio)
+{
+	folio_attach_private(folio, test);
+	folio_lock(folio);
+	mapping_of(test)->a_ops = &release_aops;
+}
+
+static void set_private_referenced(struct kunit *test, struct folio *folio)
+{
+	folio_attach_private(folio, test);
+	folio_get(folio);
+	mapping_of(test)->a_ops = &release_aops;
+}
+
+/* As all files of 9p, afs and cifs are. */
+static void set_release_always(struct kunit *test, struct folio *folio)
+{
+	mapping_set_release_always(mapping_of(test));
+	mapping_of(test)->a_ops = &keep_aops;
 }
 
 static void set_unevictable(struct kunit *test, struct folio *folio)
@@ -418,16 +510,6 @@ static void clear_inaccessible(struct kunit *test, struct folio *folio)
 	clear_bit(AS_INACCESSIBLE, &mapping_of(test)->flags);
 }
 
-static void set_release_always(struct kunit *test, struct folio *folio)
-{
-	mapping_set_release_always(mapping_of(test));
-}
-
-static void clear_release_always(struct kunit *test, struct folio *folio)
-{
-	mapping_clear_release_always(mapping_of(test));
-}
-
 static void set_free_folio(struct kunit *test, struct folio *folio)
 {
 	mapping_of(test)->a_ops = &free_aops;
@@ -438,7 +520,7 @@ static void clear_free_folio(struct kunit *test, struct folio *folio)
 	mapping_of(test)->a_ops = &plain_aops;
 }
 
-/* The last reference to go takes private data along, in whatever pieces. */
+/* The last reference of a gather releases private data, too. */
 static void private_in_pieces(struct kunit *test)
 {
 	struct folio *large = add_folio(test, 128, 4);
@@ -463,17 +545,20 @@ static const struct refusal refusals[] = {
 	{ "dirty", set_dirty, clear_dirty },
 	{ "under writeback", set_writeback, clear_writeback },
 	{ "locked", lock, unlock },
-	{ "referenced", pin, unpin },
-	{ "private data that has to stay", set_private, allow_release },
+	{ "referenced", reference, unreference },
+	{ "private data", set_private, allow_release },
+	{ "private data and dirty", set_private_dirty, clear_dirty },
+	{ "private data and locked", set_private_locked, unlock },
+	{ "private data and referenced", set_private_referenced, unreference },
+	{ "cache of the filesystem", set_release_always, allow_release, true },
 	{ "unevictable mapping", set_unevictable, clear_unevictable, true },
 	{ "inaccessible mapping", set_inaccessible, clear_inaccessible, true },
-	{ "mapping with a cache of its own", set_release_always, clear_release_always, true },
-	{ "mapping that frees folios itself", set_free_folio, clear_free_folio, true },
+	{ "mapping with ->free_folio()", set_free_folio, clear_free_folio, true },
 };
 
 KUNIT_ARRAY_PARAM_DESC(refusal, refusals, name);
 
-/* It stays, its neighbours go, and later it goes like any other. */
+/* A folio stays cached, its neighbours do not; when the reason ends, nor does it. */
 static void refused(struct kunit *test)
 {
 	const struct refusal *refusal = test->param_value;
@@ -482,7 +567,7 @@ static void refused(struct kunit *test)
 	struct folio *after[] = { add_folio(test, 9, 0), add_folio(test, 20, 2) };
 	int refs, large_refs;
 
-	/* On an LRU list, whose counters have to come out right. */
+	/* Move the folios to an LRU list, whose counters must be right. */
 	lru_add_drain_all();
 	refusal->begin(test, folio);
 	refusal->begin(test, large);
@@ -521,7 +606,7 @@ static int free_caches_init(struct kunit *test)
 
 	KUNIT_ASSERT_NOT_NULL(test, fc);
 	inode_init_once(&fc->inode);
-	/* In use, or truncation would look for its superblock. */
+	/* In use, so that truncation does not add it to the inode LRU list. */
 	atomic_set(&fc->inode.i_count, 1);
 	fc->inode.i_mapping = &fc->inode.i_data;
 	fc->inode.i_data.host = &fc->inode;
@@ -530,7 +615,7 @@ static int free_caches_init(struct kunit *test)
 	mapping_set_large_folios(&fc->inode.i_data);
 	test->priv = fc;
 
-	/* What is in this CPU's batches stays in this CPU's batches. */
+	/* Stay on the CPU whose LRU batches have the folios. */
 	return set_cpus_allowed_ptr(current, cpumask_of(raw_smp_processor_id()));
 }
 
@@ -542,7 +627,7 @@ static void free_caches_exit(struct kunit *test)
 		truncate_inode_pages(&fc->inode.i_data, 0);
 }
 
-/* Nobody else is to count page cache, or to drain batches. */
+/* Unpacking the initramfs would change the counters. */
 static int free_caches_suite_init(struct kunit_suite *suite)
 {
 	wait_for_initramfs();
@@ -551,17 +636,20 @@ static int free_caches_suite_init(struct kunit_suite *suite)
 
 static struct kunit_case free_caches_cases[] = {
 	KUNIT_CASE(small_folios),
-	KUNIT_CASE(not_asked_for),
+	KUNIT_CASE(without_evict),
 	KUNIT_CASE(every_nth),
-	KUNIT_CASE(backwards),
-	KUNIT_CASE(pairs),
+	KUNIT_CASE(descending),
+	KUNIT_CASE(large_after_small),
 	KUNIT_CASE(mixed_orders),
-	KUNIT_CASE(pieces),
+	KUNIT_CASE(pieces_of_large),
 	KUNIT_CASE(mapped_twice),
 	KUNIT_CASE(private_in_pieces),
 	KUNIT_CASE(among_anonymous),
+	KUNIT_CASE(driver_pages),
 	KUNIT_CASE(truncated),
-	KUNIT_CASE(counters),
+	KUNIT_CASE(counters_of_eviction),
+	KUNIT_CASE(counters_of_truncation),
+	KUNIT_CASE(counter_of_evicted_pages),
 	KUNIT_CASE_PARAM(refused, refusal_gen_params),
 	{}
 };
