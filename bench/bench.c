@@ -39,9 +39,10 @@ enum kind { ANON, HUGE, SMALL, FRESH, AHEAD, LARGE, KINDS };
 static const char *const kind_name[] = { "anon", "huge", "small", "fresh", "ahead", "large" };
 static const char *const way_name[] = { "lmkd", "one" };
 
-/* Bytes of each kind that a victim holds. */
+/* Bytes of each kind that a victim holds. starved: on CPU 1, SCHED_IDLE. */
 struct victim {
 	size_t size[KINDS];
+	bool starved;
 	pid_t pid;
 	int pidfd;
 };
@@ -83,6 +84,15 @@ extern char marks[];
 static void mark(int n)
 {
 	((void (*)(void))(marks + 16 * n))();
+}
+
+static void on_cpu(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	check(sched_setaffinity(0, sizeof(set), &set));
 }
 
 static void set(const char *path, const char *text)
@@ -258,6 +268,10 @@ static void start(struct victim *v, bool freeze)
 	if (!v->pid) {
 		set(GROUP "/cgroup.procs", "0");
 		check(setpriority(PRIO_PROCESS, 0, 0));
+		if (v->starved) {
+			on_cpu(1);
+			check(sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ }));
+		}
 		for (enum kind k = 0; k < KINDS; k++)
 			if (v->size[k])
 				map(k, v->size[k]);
@@ -373,7 +387,7 @@ static void cmd_kill(char **arg)
 	}
 }
 
-/* ordinary REPETITIONS: instructions of what has no business with all this. */
+/* ordinary REPETITIONS: instructions of what must not get slower. */
 
 static void *two[2];
 
@@ -413,9 +427,10 @@ static void cmd_ordinary(char **arg)
 {
 	const size_t size = 8 * MIB;
 	struct victim v = { .size[ANON] = size, .size[SMALL] = size };
+	int fd, tell;
 	long begin;
 	pid_t pid;
-	int tell;
+	char byte;
 
 	set("/proc/sys/kernel/printk", "1");
 	set("/proc/sys/vm/oom_dump_tasks", "0");
@@ -441,6 +456,15 @@ static void cmd_ordinary(char **arg)
 		for (int j = 0; j < 2; j++)
 			check(munmap(two[j], size));
 		result("munmap", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+
+		fd = make_file("/mnt/truncate", size, true);
+		check(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM));
+		for (size_t at = 0; at < size; at += PAGE)
+			check(pread(fd, &byte, 1, at));
+		begin = now_ns();
+		check(truncate("/mnt/truncate", 0));
+		result("truncate", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+		close(fd);
 
 		/* Short, and the state of the allocators shows. */
 		begin = now_ns();
@@ -515,47 +539,109 @@ static const struct mix {
 };
 
 /*
- * wall REPETITIONS: what is free at the return of the last call, and when all
- * of it is. The victim's exit runs beside.
+ * Kills while the victim's exit may run concurrently. Reports what is free at the
+ * return of the last call, and the time until 99 % is free, which is looked for
+ * every @nap us, for @limit s.
  */
+static void timed_kill(const char *name, enum way way, const struct victim *v, int nap,
+		       int limit)
+{
+	const size_t all = sum(v, 0), files = sum(v, SMALL);
+	long before, begin, end, freed;
+	size_t left;
+	int error;
+
+	before = charged();
+	begin = now_ns();
+	error = kill_victim(way, v, false);
+	end = now_ns();
+	left = sum_cached();
+	freed = before - charged();
+	result(name, "call ms", "%.2f", (end - begin) / 1e6);
+	result(name, "result", "%s", error ? strerrorname_np(error) : "0");
+	result(name, "free at return %", "%.1f", freed > (long)all ? 100 : 100.0 * freed / all);
+	if (files)
+		result(name, "file free at return %", "%.1f", 100.0 * (files - left) / files);
+	while (freed < (long)(all / 100 * 99) && end - begin < limit * 1000000000L) {
+		if (nap)
+			usleep(nap);
+		freed = before - charged();
+		end = now_ns();
+	}
+	if (freed < (long)(all / 100 * 99))
+		result(name, "all free ms", "never");
+	else
+		result(name, "all free ms", "%.2f", (end - begin) / 1e6);
+}
+
+/* wall REPETITIONS: victims of several kinds of memory on an idle machine. */
 static void cmd_wall(char **arg)
 {
-	const enum way way = has_flag ? ONE_CALL : LMKD;
-
 	check(setpriority(PRIO_PROCESS, 0, -20));
 	for (size_t m = 0; m < sizeof(mixes) / sizeof(*mixes); m++) {
-		const char *name = mixes[m].name;
-
 		for (int i = 0; i < atoi(arg[0]); i++) {
 			struct victim v = mixes[m].v;
-			size_t all = sum(&v, 0), files = sum(&v, SMALL), left;
-			long before, begin, end, freed;
-			int error;
 
 			start(&v, false);
-			before = charged();
-			begin = now_ns();
-			error = kill_victim(way, &v, false);
-			end = now_ns();
-			left = sum_cached();
-			freed = before - charged();
-			result(name, "call ms", "%.2f", (end - begin) / 1e6);
-			result(name, "result", "%s", error ? strerrorname_np(error) : "0");
-			result(name, "free at return %", "%.1f",
-			       freed > (long)all ? 100 : 100.0 * freed / all);
-			if (files)
-				result(name, "file free at return %", "%.1f",
-				       100.0 * (files - left) / files);
-			do {
-				end = now_ns();
-				freed = before - charged();
-			} while (freed < (long)(all / 100 * 99) && end - begin < 1000000000);
-			if (freed < (long)(all / 100 * 99))
-				result(name, "all free ms", "never");
-			else
-				result(name, "all free ms", "%.2f", (end - begin) / 1e6);
+			timed_kill(mixes[m].name, has_flag ? ONE_CALL : LMKD, &v, 0, 1);
 			bury(&v);
 		}
+	}
+}
+
+static void busy_loop(const struct victim *v, int go)
+{
+	/* In the victim's cgroup, so that its own priority counts. */
+	set(GROUP "/cgroup.procs", "0");
+	check(setpriority(PRIO_PROCESS, 0, 0));
+	if (v->starved)
+		on_cpu(1);
+	told(go);
+	/* By then the victim's exit has begun. */
+	if (v->starved)
+		usleep(4000);
+	for (;;)
+		;
+}
+
+/*
+ * busy starved|crowded REPETITIONS: kills beside busy loops, each way in turn.
+ * starved: four loops, which start on the victim's CPU 4 ms after the kill.
+ * crowded: 20 loops, which run already, and an ordinary victim.
+ */
+static void cmd_busy(char **arg)
+{
+	const bool starved = !strcmp(arg[0], "starved");
+	const int loops = starved ? 4 : 20;
+	pid_t loop[20];
+	int go[2];
+
+	check(setpriority(PRIO_PROCESS, 0, -20));
+	if (starved)
+		on_cpu(0);
+	for (int i = 0; i < atoi(arg[1]) * (has_flag ? 2 : 1); i++) {
+		const enum way way = i % 2 && has_flag ? ONE_CALL : LMKD;
+		struct victim v = { .size[ANON] = 256 * MIB, .starved = starved };
+
+		check(pipe2(go, O_CLOEXEC));
+		for (int j = 0; j < loops; j++) {
+			loop[j] = check(fork());
+			if (!loop[j])
+				busy_loop(&v, go[0]);
+		}
+		start(&v, false);
+		for (int j = 0; j < loops; j++)
+			check(write(go[1], "", 1));
+		if (!starved)
+			usleep(100000);
+		timed_kill(way_name[way], way, &v, 100, 60);
+		for (int j = 0; j < loops; j++) {
+			check(kill(loop[j], SIGKILL));
+			check(waitpid(loop[j], NULL, 0));
+		}
+		close(go[0]);
+		close(go[1]);
+		bury(&v);
 	}
 }
 
@@ -971,6 +1057,7 @@ static const struct {
 	{ "kill", cmd_kill, 3 },
 	{ "ordinary", cmd_ordinary, 1 },
 	{ "wall", cmd_wall, 1 },
+	{ "busy", cmd_busy, 2 },
 	{ "held", cmd_held, 0 },
 	{ "slabs", cmd_slabs, 0 },
 	{ "crowd", cmd_crowd, 1 },

@@ -7,6 +7,7 @@
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/sched/mm.h>
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
 #include <linux/vmstat.h>
@@ -74,17 +75,21 @@ static int evict_folios(struct address_space *mapping, struct folio **folios,
 {
 	/* s390 frees pages with the page-table lock held. */
 	const bool may_sleep = !IS_ENABLED(CONFIG_MMU_GATHER_NO_GATHER);
+	const bool release_all = mapping_release_always(mapping);
 	int nr_frozen = 0, nr_left = 0, refused = 0;
+	struct folio_batch fbatch;
 	unsigned long evicted = 0;
+	unsigned int noreclaim;
 
 	xa_lock_irq(&mapping->i_pages);
 	for (int i = 0; i < nr; i++) {
 		struct folio *folio = folios[i];
-		const bool release = folio_needs_release(folio);
+		const bool private = folio_has_private(folio);
+		const bool release = private || release_all;
 
 		if (folio->mapping != mapping ||
 		    (release && may_sleep && folio_ref_count(folio) ==
-		     folio_nr_pages(folio) + folio_has_private(folio) + 1)) {
+		     folio_nr_pages(folio) + private + 1)) {
 			/* Truncated, or evicted below. */
 			left[nr_left++] = encode_page(&folio->page, 0);
 		} else if (!release && evict_freeze(folio)) {
@@ -99,7 +104,8 @@ static int evict_folios(struct address_space *mapping, struct folio **folios,
 		__filemap_remove_folios(mapping, folios, nr_frozen);
 	xa_unlock_irq(&mapping->i_pages);
 
-	/* ->release_folio() may sleep. */
+	/* ->release_folio() may sleep, but must not enter reclaim. */
+	noreclaim = memalloc_noreclaim_save();
 	for (int i = 0; i < nr_left; i++) {
 		struct folio *folio = page_folio(encoded_page_ptr(left[i]));
 		long nr_pages = 0;
@@ -111,10 +117,12 @@ static int evict_folios(struct address_space *mapping, struct folio **folios,
 		evicted += nr_pages;
 		refused += !nr_pages;
 	}
+	memalloc_noreclaim_restore(noreclaim);
+	folio_batch_init(&fbatch);
 	for (int i = 0; i < nr_frozen; i++) {
-		folio_ref_unfreeze(folios[i], 1);
 		folio_unlock(folios[i]);
-		left[nr_left++] = encode_page(&folios[i]->page, 0);
+		if (!folio_batch_add(&fbatch, folios[i]) || i == nr_frozen - 1)
+			free_frozen_folios(&fbatch);
 	}
 	count_vm_events(MRELEASE_EVICT, evicted);
 	trace_mrelease_evict(mapping, evicted, refused);
@@ -140,13 +148,15 @@ static noinline int evict_pages(struct encoded_page **pages, int nr)
 		struct page *page = encoded_page_ptr(pages[i]);
 		struct folio *folio = page_folio(page);
 		struct address_space *mapping = READ_ONCE(folio->mapping);
+		unsigned long flags = READ_ONCE(*folio_flags(folio, 0));
 
 		if (encoded_page_flags(pages[i]) & ENCODED_PAGE_BIT_NR_PAGES_NEXT)
 			folio_ref_sub(folio, encoded_nr_pages(pages[++i]) - 1);
 
 		/* A driver's page has a ->mapping, but is not on an LRU list. */
-		if (!mapping || !folio_test_lru(folio) || folio_test_anon(folio) ||
-		    folio_test_swapbacked(folio) ||
+		if ((flags & (BIT(PG_lru) | BIT(PG_swapbacked))) != BIT(PG_lru) ||
+		    folio_test_anon(folio) || !mapping ||
+		    folio_contain_hwpoisoned_page(folio) ||
 		    (mapping != file && !mapping_evictable(mapping))) {
 			pages[nr_left++] = encode_page(page, 0);
 			continue;

@@ -19,14 +19,15 @@
 
 struct mrelease_victim {
 	struct mm_struct *mm;		/* with a reference on the mm_struct */
-	bool has_users;			/* references on mm_users and mm->reapers */
+	bool evict;			/* MMF_REAP_EVICT was set */
+	bool has_users;			/* holds references on mm_users and mm->reapers */
 	struct task_struct *queued;	/* for the OOM reaper; with a reference */
 };
 
 /*
- * Held while the sharers of an mm are found and killed, so that no other
- * caller finds MMF_REAP_KILLED set while a sharer has not been signalled. Taken
- * before tasklist_lock, which a fork is not to wait for behind several callers.
+ * Held while the sharers of an mm are killed, so that no other caller finds
+ * MMF_REAP_KILLED set while a sharer has not been signalled. Nests inside
+ * tasklist_lock and outside task_lock().
  */
 static DEFINE_SPINLOCK(mrelease_kill_lock);
 
@@ -37,15 +38,14 @@ static DEFINE_SPINLOCK(mrelease_kill_lock);
  * An exiting thread of a process that was killed by process_mrelease() waits
  * until the callers have dropped their references on mm_users. The last
  * reference is then the thread's own, and by the time the parent has waited
- * for the process, its mappings and files are closed.
+ * for the process, its mappings and files are closed. A starved caller cannot
+ * keep the process from exiting: its mmput_async() closes the files then.
  *
- * Context: Process context. Sleeps, for as long as the callers take to unmap
- *	@mm at their own priority. TASK_IDLE, since that may be long.
+ * Context: Process context. Sleeps, ten seconds at most.
  */
 void __mm_wait_for_reapers(struct mm_struct *mm)
 {
-	___wait_var_event(&mm->reapers, !atomic_read(&mm->reapers), TASK_IDLE,
-			  0, 0, schedule());
+	wait_var_event_timeout(&mm->reapers, !atomic_read(&mm->reapers), 10 * HZ);
 }
 
 /*
@@ -68,20 +68,21 @@ static int pause_reaping(unsigned long *deadline)
 }
 
 /*
- * Lock the lowest VMA that ends above @addr without waiting: by the VMA lock,
+ * Lock the lowest VMA that ends above *@addr without waiting: by the VMA lock,
  * because the holder of mmap_lock may be asleep for long, or else by mmap_lock.
- * *@mmap_locked tells which of them is held.
+ * *@mmap_locked tells which of them is held. *@addr advances to the end of the
+ * VMA.
  *
- * Return NULL if there is no such VMA, ERR_PTR(-EAGAIN) if both are contended.
+ * Return NULL if there is no such VMA, ERR_PTR(-EBUSY) if both are contended.
  *
  * Context: The caller holds a reference on mm_users. Without that reference
  *	exit_mmap() may free the nodes of the VMA tree with no regard to RCU.
  */
 static struct vm_area_struct *trylock_vma_above(struct mm_struct *mm,
-						unsigned long addr,
+						unsigned long *addr,
 						bool *mmap_locked)
 {
-	MA_STATE(mas, &mm->mm_mt, addr, addr);
+	MA_STATE(mas, &mm->mm_mt, *addr, *addr);
 	struct vm_area_struct *vma;
 
 	rcu_read_lock();
@@ -91,15 +92,20 @@ static struct vm_area_struct *trylock_vma_above(struct mm_struct *mm,
 		return NULL;
 
 	*mmap_locked = false;
-	vma = lock_vma_under_rcu(mm, max(mas.index, addr));
-	if (vma)
-		return vma;
-	if (!mmap_read_trylock(mm))
-		return ERR_PTR(-EAGAIN);
-	*mmap_locked = true;
-	vma = find_vma(mm, addr);
-	if (!vma)
-		mmap_read_unlock(mm);
+	vma = lock_vma_under_rcu(mm, max(mas.index, *addr));
+	if (!vma) {
+		if (!mmap_read_trylock(mm)) {
+			*addr = mas.last + 1;
+			return ERR_PTR(-EBUSY);
+		}
+		*mmap_locked = true;
+		vma = find_vma(mm, *addr);
+		if (!vma) {
+			mmap_read_unlock(mm);
+			return NULL;
+		}
+	}
+	*addr = vma->vm_end;
 
 	return vma;
 }
@@ -126,28 +132,24 @@ static bool keep_robust_pages(struct task_struct *task, struct mm_struct *mm,
 /*
  * Unmap the whole mm once, VMA by VMA.
  *
- * Return 0, -EBUSY if some part was not to be had without blocking, or the error
- * of pause_reaping() while waiting for a lock.
+ * Return 0, -EBUSY if some part was not to be had without blocking, or -EINTR.
  */
 static int reap_vmas(struct task_struct *task, struct mm_struct *mm,
-		     struct xarray *keep, unsigned long *deadline)
+		     struct xarray *keep)
 {
 	struct vm_area_struct *vma;
 	unsigned long addr = 0;
 	bool mmap_locked;
-	int ret = 0, err;
+	int ret = 0;
 
 	if (!keep_robust_pages(task, mm, keep))
 		return -EBUSY;
 
-	while ((vma = trylock_vma_above(mm, addr, &mmap_locked))) {
+	while ((vma = trylock_vma_above(mm, &addr, &mmap_locked))) {
 		if (IS_ERR(vma)) {
-			err = pause_reaping(deadline);
-			if (err)
-				return err;
+			ret = -EBUSY;
 			continue;
 		}
-		addr = vma->vm_end;
 		if (!reap_vma(vma, keep))
 			ret = -EBUSY;
 		if (mmap_locked)
@@ -170,14 +172,45 @@ static unsigned long pages_left(struct mm_struct *mm)
 }
 
 /*
+ * A thread of the victim in munmap() has detached VMAs that the reaper does not
+ * find any more, and holds mmap_lock until it has unmapped them. Return true if
+ * that can be the reason why more than the pages in @keep is mapped.
+ */
+static bool unmapping_elsewhere(struct mm_struct *mm, struct xarray *keep)
+{
+	unsigned long index, left = get_mm_counter_sum(mm, MM_ANONPAGES) +
+				    get_mm_counter_sum(mm, MM_SWAPENTS);
+	void *entry;
+
+	xa_for_each(keep, index, entry)
+		left -= !!left;
+
+	return left && rwsem_is_locked(&mm->mmap_lock);
+}
+
+/*
+ * Note that nothing is left to reap, unless another caller has got the right to
+ * evict meanwhile, which starts anew.
+ */
+static void set_reap_done(const struct mrelease_victim *victim)
+{
+	guard(spinlock)(&mrelease_kill_lock);
+
+	if (mm_flags_test(MMF_REAP_EVICT, victim->mm) == victim->evict)
+		mm_flags_set(MMF_REAP_DONE, victim->mm);
+}
+
+/*
  * Free the memory of an mm whose sharers have all been killed. Consumes the
  * caller's references on mm_users and mm->reapers.
  *
  * Return 0 if all is free, -EAGAIN or -EINTR from pause_reaping().
  */
-static int reap_killed_mm(struct task_struct *task, struct mm_struct *mm)
+static int reap_killed_mm(struct task_struct *task,
+			  const struct mrelease_victim *victim)
 {
 	unsigned long deadline = 0, left = ULONG_MAX, before;
+	struct mm_struct *mm = victim->mm;
 	struct xarray keep;
 	int looks = 8, ret = 0;
 
@@ -191,9 +224,9 @@ static int reap_killed_mm(struct task_struct *task, struct mm_struct *mm)
 	 */
 	while (!ret && left && looks-- && !mm_flags_test(MMF_REAP_DONE, mm)) {
 		before = left;
-		ret = reap_vmas(task, mm, &keep, &deadline);
+		ret = reap_vmas(task, mm, &keep);
 		left = pages_left(mm);
-		if (ret == -EBUSY) {
+		if (ret == -EBUSY || (!ret && unmapping_elsewhere(mm, &keep))) {
 			ret = pause_reaping(&deadline);
 			looks = 8;
 		} else if (left == before) {
@@ -202,6 +235,10 @@ static int reap_killed_mm(struct task_struct *task, struct mm_struct *mm)
 	}
 	xa_destroy(&keep);
 
+	/* A reaper that starts later finds nothing, so its gather is empty. */
+	if (!ret && atomic_read(&mm->reapers) == 1)
+		set_reap_done(victim);
+
 	/*
 	 * The victim's threads wait in exit_mm() and so hold the last reference,
 	 * unless all of them were past mm_wait_for_reapers() before.
@@ -209,20 +246,22 @@ static int reap_killed_mm(struct task_struct *task, struct mm_struct *mm)
 	mmput_async(mm);
 	mm_reaper_done(mm);
 	/* Another reaper's gather can hold what it has unmapped ahead of this one. */
-	while (!ret && atomic_read(&mm->reapers))
+	while (!ret && atomic_read(&mm->reapers) &&
+	       !mm_flags_test(MMF_REAP_DONE, mm))
 		ret = pause_reaping(&deadline);
 
 	return ret;
 }
 
 /*
- * Free the memory of an mm without users, concurrently with its exit_mmap(),
- * which may be starved or may not have come to unmapping yet. The VMA tree is
- * stable under mmap_lock only, and empty when exit_mmap() has released it.
+ * Free the memory of an mm that the victim's threads have left, concurrently with
+ * its exit_mmap(), which may be starved or may not have come to unmapping yet. The
+ * VMA tree is stable under mmap_lock only, and empty when exit_mmap() has released
+ * it. A reference on mm_users could be the last one, so none is taken.
  *
  * Return as reap_killed_mm() does.
  */
-static int reap_unused_mm(struct task_struct *task, struct mm_struct *mm)
+static int reap_left_mm(struct task_struct *task, struct mm_struct *mm)
 {
 	unsigned long deadline = 0;
 	bool reaped;
@@ -329,7 +368,6 @@ static int kill_sharers(struct task_struct *task, struct mrelease_victim *victim
 	int ret;
 
 	xa_init(&sharers);
-	guard(spinlock)(&mrelease_kill_lock);
 	guard(read_lock)(&tasklist_lock);
 
 	/* After an execve() by another thread, @task no longer is the leader. */
@@ -337,34 +375,37 @@ static int kill_sharers(struct task_struct *task, struct mrelease_victim *victim
 	if (!leader)
 		return -ESRCH;
 
-	ret = find_other_sharers(&sharers, leader) ?: check_kill_mrelease(leader);
+	ret = find_other_sharers(&sharers, leader);
 	xa_for_each(&sharers, i, p)
 		ret = ret ?: check_kill_mrelease(p);
+	ret = ret ?: check_kill_mrelease(leader);
 	if (ret)
 		goto out;
 
+	spin_lock(&mrelease_kill_lock);
 	p = find_lock_task_mm(leader);
 	if (p) {
 		mm = p->mm;
-		mmget(mm);
-		victim->has_users = true;
+		/* A caller without that right may have been told 0 before. */
+		if (may_evict_mm_of(p) && !mm_flags_test_and_set(MMF_REAP_EVICT, mm))
+			mm_flags_clear(MMF_REAP_DONE, mm);
 	} else {
 		/* Has an earlier call killed the process? */
 		mm = READ_ONCE(leader->signal->oom_mm);
 		if (!mm || !mm_flags_test(MMF_REAP_KILLED, mm)) {
 			ret = -ESRCH;
-			goto out;
+			goto unlock;
 		}
-		victim->has_users = mmget_not_zero(mm);
 	}
 	mmgrab(mm);
 	victim->mm = mm;
-	if (victim->has_users)
-		mm_reaper_start(mm);
+	victim->evict = mm_flags_test(MMF_REAP_EVICT, mm);
 	if (p) {
-		/* A caller without that right may have been told 0 before. */
-		if (may_evict_mm_of(p) && !mm_flags_test_and_set(MMF_REAP_EVICT, mm))
-			mm_flags_clear(MMF_REAP_DONE, mm);
+		if (!mm_flags_test(MMF_REAP_DONE, mm)) {
+			mmget(mm);
+			mm_reaper_start(mm);
+			victim->has_users = true;
+		}
 		kill_mm_user(p);
 		task_unlock(p);
 	}
@@ -378,6 +419,8 @@ static int kill_sharers(struct task_struct *task, struct mrelease_victim *victim
 	}
 	if (queue_oom_reaper(leader))
 		victim->queued = get_task_struct(leader);
+unlock:
+	spin_unlock(&mrelease_kill_lock);
 out:
 	xa_destroy(&sharers);
 	return ret;
@@ -400,11 +443,11 @@ static int reap_kill(struct task_struct *task)
 
 	trace_mrelease_start(task, victim.mm, PROCESS_MRELEASE_REAP_KILL, 0);
 	if (victim.has_users)
-		ret = reap_killed_mm(task, victim.mm);
+		ret = reap_killed_mm(task, &victim);
 	else
-		ret = reap_unused_mm(task, victim.mm);
+		ret = reap_left_mm(task, victim.mm);
 	if (!ret) {
-		mm_flags_set(MMF_REAP_DONE, victim.mm);
+		set_reap_done(&victim);
 		mm_flags_set(MMF_OOM_SKIP, victim.mm);
 	}
 	if (victim.queued) {

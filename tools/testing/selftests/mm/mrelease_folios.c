@@ -1,40 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What process_mrelease() with PROCESS_MRELEASE_REAP_KILL has to free: clean
- * file folios, whatever the file system, their size and their history. On a kernel
- * without the flag all of them have to be there still.
+ * Test that process_mrelease(PROCESS_MRELEASE_REAP_KILL) evicts clean file folios,
+ * whatever the file system, their size and their history. On a kernel without the
+ * flag all of them stay cached.
  *
- * The file systems are made, when a test needs them, in files in $TMPDIR, with the
- * tools that are in the PATH. They are mounted nowhere: the descriptors of the
- * mount and of the loop device are all there is, and with these it all goes away.
+ * The file systems are made on demand in files in $TMPDIR, with the tools in the
+ * PATH. Only descriptors lead to the mounts and the loop devices, so they end with
+ * the test. 9p needs a writable virtio share with the tag "mrelease".
  */
 #define _GNU_SOURCE
 #include <link.h>
 #include <linux/loop.h>
-#include <sys/utsname.h>
+#include <sys/sendfile.h>
 
 #include "mrelease_util.h"
 #include "hugepage_settings.h"
 #include "../filesystems/wrappers.h"
 
-#define KPF_ACTIVE	BIT_ULL(6)
-
 #define PAGES	1024L	/* of the file */
 
 /*
- * A file system, and the command that makes it on the device $0, perhaps with the
+ * A file system and the command that makes it on the device $0, if packed with the
  * files of the current directory.
  */
 static const struct fs {
 	const char *type;
 	const char *make;
 	bool packed;
-	bool immutable;		/* are its files */
-	bool caches;		/* compressed data, which nobody maps */
+	bool immutable;		/* its files are */
+	bool caches;		/* compressed data as well, which no process maps */
+	const char *source;	/* instead of a device */
 	enum fs_nr {
 		ext4, xfs, btrfs, f2fs, f2fs_immutable, squashfs, erofs, erofs_lz4,
-		overlay_ext4, overlay_squashfs, overlay_erofs,
-	} lower;		/* of an overlay, which has what this one has */
+		v9fs, overlay_ext4, overlay_squashfs, overlay_erofs,
+	} lower;		/* of an overlay */
 } filesystems[] = {
 	[ext4] = {
 		.type = "ext4",
@@ -57,7 +56,7 @@ static const struct fs {
 		.make = "mkfs.f2fs -q $0",
 		.immutable = true,
 	},
-	/* It takes minutes to compress these files well. */
+	/* A higher compression level takes minutes. */
 	[squashfs] = {
 		.type = "squashfs",
 		.make = "mksquashfs . $0 -noappend -quiet -no-progress -Xcompression-level 1",
@@ -74,24 +73,33 @@ static const struct fs {
 		.packed = true,
 		.caches = true,
 	},
+	/* netfs sets AS_RELEASE_ALWAYS. */
+	[v9fs] = {
+		.type = "9p",
+		.source = "mrelease",
+	},
 	[overlay_ext4] = { .type = "overlay", .lower = ext4 },
 	[overlay_squashfs] = { .type = "overlay", .lower = squashfs },
 	[overlay_erofs] = { .type = "overlay", .lower = erofs },
 };
 
-/* In memory that all tests share, each of which is a process. */
+/* In memory that is shared among the tests, each of which is a process. */
 static struct image {
 	int fd;
 	bool made;
 } *images;
 
-/* A mount that no path leads to, or -1. */
+/* Return the descriptor of a mount that is not attached to any path, or -1. */
 static int mount_fs(const char *type, const char *key, const char *value)
 {
 	int fs = sys_fsopen(type, FSOPEN_CLOEXEC), root = -1;
 
 	if (fs < 0)
 		return -1;
+	if (!strcmp(type, "9p") &&
+	    (sys_fsconfig(fs, FSCONFIG_SET_STRING, "trans", "virtio", 0) ||
+	     sys_fsconfig(fs, FSCONFIG_SET_STRING, "cache", "loose", 0)))
+		key = "";
 	if ((!key || !sys_fsconfig(fs, FSCONFIG_SET_STRING, key, value, 0)) &&
 	    !sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		root = sys_fsmount(fs, FSMOUNT_CLOEXEC, 0);
@@ -100,9 +108,9 @@ static int mount_fs(const char *type, const char *key, const char *value)
 }
 
 /*
- * Read and written past the page cache of the image, which would be charged to
- * the victim. It stays for as long as the returned descriptor does, which is for
- * reading: that of a writer may keep others from mounting it.
+ * Direct I/O, because the page cache of the image would be charged to the victim.
+ * The device exists as long as the returned descriptor, which is for reading: a
+ * file system may refuse to mount a device that is open for writing.
  */
 static int attach_loop(int image, char *path, size_t size)
 {
@@ -128,7 +136,7 @@ static int attach_loop(int image, char *path, size_t size)
 	return ret ? -1 : reader;
 }
 
-/* The status of a shell command; the directory has a path for it, nobody else. */
+/* Return the status of a shell command, which runs in the directory @dir. */
 static int run(const char *command, int dir, const char *arg)
 {
 	pid_t pid = fork();
@@ -149,16 +157,12 @@ static int run(const char *command, int dir, const char *arg)
 static void copy_program(struct __test_metadata *_metadata, int to)
 {
 	int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-	char buf[65536];
-	ssize_t len;
 
-	while ((len = read(from, buf, sizeof(buf))) > 0)
-		ASSERT_EQ(len, write(to, buf, len));
-	ASSERT_EQ(0, len);
+	ASSERT_LT(0, sendfile(to, from, NULL, INT_MAX));
 	close(from);
 }
 
-/* The files of every file system: data, and this program. */
+/* Make the files of every file system: data, and a copy of this program. */
 static void make_files(struct __test_metadata *_metadata, const struct fs *fs, int dir)
 {
 	int file = openat(dir, "file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -177,7 +181,21 @@ static void make_files(struct __test_metadata *_metadata, const struct fs *fs, i
 	close(program);
 }
 
-/* The directory where the files are, or -1 if the test is skipped. */
+/* Mount the share; return the descriptor of its root, or -1 if the test is skipped. */
+static int open_share(struct __test_metadata *_metadata, const struct fs *fs,
+		      struct image *image)
+{
+	int root = mount_fs(fs->type, "source", fs->source);
+
+	if (root < 0)
+		SKIP(return -1, "no %s share with the tag %s", fs->type, fs->source);
+	if (!image->made)
+		make_files(_metadata, fs, root);
+	image->made = true;
+	return root;
+}
+
+/* Return the descriptor of the directory of the files, or -1 if the test is skipped. */
 static int open_fs(struct __test_metadata *_metadata, enum fs_nr nr)
 {
 	const struct fs *fs = &filesystems[nr];
@@ -185,6 +203,8 @@ static int open_fs(struct __test_metadata *_metadata, enum fs_nr nr)
 	int device, type, tmpfs, root, status;
 	char path[32];
 
+	if (fs->source)
+		return open_share(_metadata, fs, image);
 	if (image->fd < 0)
 		SKIP(return -1, NO_DISK);
 	type = sys_fsopen(fs->type, FSOPEN_CLOEXEC);
@@ -205,7 +225,7 @@ static int open_fs(struct __test_metadata *_metadata, enum fs_nr nr)
 			SKIP(return -1, "needs %.*s", (int)strcspn(fs->make, " "),
 			     fs->make);
 		ASSERT_EQ(0, status);
-		/* As long as it is open, closing it does not do that. */
+		/* Another open descriptor: close() does not write back. */
 		ASSERT_EQ(0, fsync(device));
 		close(tmpfs);
 		if (!fs->packed) {
@@ -222,7 +242,7 @@ static int open_fs(struct __test_metadata *_metadata, enum fs_nr nr)
 	return root;
 }
 
-/* The same as seen through an overlay. */
+/* Mount an overlay over the directory. */
 static int open_overlay(struct __test_metadata *_metadata, int lower)
 {
 	int empty = mount_fs("tmpfs", NULL, NULL), root;
@@ -236,15 +256,15 @@ static int open_overlay(struct __test_metadata *_metadata, int lower)
 	return root;
 }
 
-/* The file system that has the page cache. */
+/* Return the file system whose page cache is used. */
 static enum fs_nr lowest(enum fs_nr nr)
 {
 	return strcmp(filesystems[nr].type, "overlay") ? nr : filesystems[nr].lower;
 }
 
 /*
- * A file, and the same as the victim finds it, which with an overlay is another.
- * The cgroup is made here as well. False if the test is skipped.
+ * Make the cgroup and open a file: env->fd has the page cache, @seen is for the
+ * victim and differs with an overlay. Return false if the test is skipped.
  */
 static bool open_file(struct __test_metadata *_metadata, struct env *env, int *seen,
 		      enum fs_nr nr, const char *name)
@@ -271,7 +291,7 @@ static bool open_file(struct __test_metadata *_metadata, struct env *env, int *s
 	if (top != dir)
 		close(top);
 
-	/* As another test has left it. */
+	/* Another test may have changed it. */
 	if (mode == O_RDWR && wrong_page(env->fd, PAGES, 0) >= 0) {
 		ASSERT_TRUE(write_pages(env->fd, PAGES, 0));
 		ASSERT_EQ(0, fsync(env->fd));
@@ -281,23 +301,13 @@ static bool open_file(struct __test_metadata *_metadata, struct env *env, int *s
 	return true;
 }
 
-/* The pages in the cache, in a part of the file. */
-static long cached_in(int fd, off_t offset, size_t len)
-{
-	struct cachestat_range range = { offset, len };
-	struct cachestat cs = { .nr_cache = -1 };
-
-	syscall(__NR_cachestat, fd, &range, &cs, 0);
-	return cs.nr_cache;
-}
-
-/* squashfs reads beyond the end, too, what nobody can map. */
+/* squashfs caches pages beyond the end, which cannot be mapped. */
 static long file_cached(int fd)
 {
-	return cached_in(fd, 0, PAGES * psize());
+	return cache_in(fd, 0, PAGES * psize()).nr_cache;
 }
 
-/* False on a kernel without the flag: there it is done as it can be done. */
+/* Kill and reap; return false on a kernel without the flag. */
 static bool kill_with_flag(struct __test_metadata *_metadata, int pidfd)
 {
 	if (has_reap_kill()) {
@@ -309,34 +319,20 @@ static bool kill_with_flag(struct __test_metadata *_metadata, int pidfd)
 	return false;
 }
 
-/* The caller is on the first CPU, and the victim is on the last. */
-static void run_on(bool last)
-{
-	cpu_set_t cpus, one;
-	int cpu = last ? CPU_SETSIZE - 1 : 0;
-
-	sched_getaffinity(1, sizeof(cpus), &cpus);
-	while (!CPU_ISSET(cpu, &cpus))
-		cpu += last ? -1 : 1;
-	CPU_ZERO(&one);
-	CPU_SET(cpu, &one);
-	sched_setaffinity(0, sizeof(one), &one);
-}
-
 enum size {
-	small,		/* read in one by one */
-	ahead,		/* by readahead */
-	large,		/* by readahead of read() */
-	huge,		/* and mapped by a PMD */
-	collapsed,	/* the same, after they were small */
+	small,		/* read one by one */
+	ahead,		/* read by readahead */
+	large,		/* read by readahead of read() */
+	huge,		/* mapped by a PMD */
+	collapsed,	/* mapped by a PMD after MADV_COLLAPSE */
 };
 
-/* What the victim finds out about itself. */
+/* Written by the victim. */
 struct report {
 	bool large;
 	bool huge;
-	long stay;		/* pages: nobody maps any of their folios */
-	unsigned int step;	/* of the pages that were changed */
+	long stay;		/* pages in folios that are not mapped */
+	unsigned int step;	/* every step-th page was changed */
 };
 
 struct victim {
@@ -397,7 +393,7 @@ static bool just_read(struct victim *v)
 	return read_file_pages(v);
 }
 
-/* And so on the active list. */
+/* On the active list. */
 static bool read_often(struct victim *v)
 {
 	char *file = read_file_pages(v);
@@ -406,7 +402,7 @@ static bool read_often(struct victim *v)
 		if (wrong_page(v->fd, PAGES, 0) >= 0)
 			return false;
 	}
-	/* This takes what is in this CPU's batches to the lists. */
+	/* mlock() drains this CPU's LRU batches. */
 	return !mlock(v, 1) && (has_generations() || page_flags(file) & KPF_ACTIVE);
 }
 
@@ -432,7 +428,7 @@ static bool unlocked(struct victim *v)
 	return !mlock(file, PAGES * psize()) && !munlock(file, PAGES * psize());
 }
 
-/* Written through the mapping; the PTEs remain. */
+/* Written through the mapping, and still mapped. */
 static bool mapped_and_synced(struct victim *v)
 {
 	char *file = touch(v, map_file(v, PROT_READ | PROT_WRITE, MAP_SHARED));
@@ -461,13 +457,9 @@ static bool written_and_synced(struct victim *v)
 	return !munmap(buf, len) && !fsync(v->fd) && read_file_pages(v);
 }
 
-/*
- * What there is a private copy of is not mapped any more, and stays. Not on s390,
- * which frees under the page-table lock: there the call has to go by the VMAs.
- */
+/* A page of the file with a private copy is not mapped any more, and stays cached. */
 static bool partly_copied(struct victim *v)
 {
-	struct utsname machine;
 	char *file = touch(v, map_file(v, PROT_READ | PROT_WRITE, MAP_PRIVATE));
 
 	for (long i = 0; i < PAGES; i += 2) {
@@ -475,8 +467,6 @@ static bool partly_copied(struct victim *v)
 		v->report->stay += !is_large(file + i * psize());
 		file[i * psize()]++;
 	}
-	if (!uname(&machine) && !strcmp(machine.machine, "s390x"))
-		v->report->stay = 0;
 	return true;
 }
 
@@ -485,7 +475,7 @@ static bool text(struct victim *v)
 	return touch(v, map_file(v, PROT_READ | PROT_EXEC, MAP_PRIVATE));
 }
 
-/* The same pages at several places, of which one is only a part. */
+/* Mapped three times, once in part. */
 static bool mapped_again(struct victim *v)
 {
 	char *part = mmap(NULL, 37 * psize(), PROT_READ, MAP_PRIVATE, v->fd,
@@ -497,7 +487,7 @@ static bool mapped_again(struct victim *v)
 	return true;
 }
 
-/* A few pages in the middle of the file, and of the large folios around them. */
+/* Only pages in the middle of the file, and of large folios, are mapped. */
 static bool middle(struct victim *v)
 {
 	const long first = PAGES * 3 / 4 - 5, end = first + 10;
@@ -522,8 +512,8 @@ static bool deactivated(struct victim *v)
 }
 
 /*
- * Begin a new generation of this cgroup's folios. Returns how many had any of
- * files, or -1.
+ * Begin a new generation of this cgroup's folios. Return the number of generations
+ * with file folios, or -1.
  */
 static int age(void)
 {
@@ -560,9 +550,8 @@ static int age(void)
 }
 
 /*
- * What was accessed before two generations began goes to the second. The CPU
- * says so only if it has to look into the page tables; and MGLRU does not look
- * into VMAs with MADV_RANDOM.
+ * Put folios into several generations. mprotect() flushes the TLB, without which
+ * the CPU does not set accessed bits. MGLRU skips VMAs with MADV_RANDOM.
  */
 static bool aged(struct victim *v)
 {
@@ -586,11 +575,11 @@ static bool become_victim(const void *arg)
 }
 
 /*
- * The matrix.
+ * Combinations of file system, size, and history.
  */
 FIXTURE(folios) {
 	struct env env;
-	int fd;			/* for the victim */
+	int fd;			/* of the victim */
 	struct report *report;
 };
 
@@ -600,7 +589,7 @@ FIXTURE_VARIANT(folios) {
 	bool (*history)(struct victim *v);
 };
 
-/* All histories on ext4, and on the others those that their code has a part in. */
+/* All histories on ext4, on the others those that depend on the file system. */
 FIXTURE_VARIANT_ADD(folios, ext4_small_just_read) { ext4, small, just_read };
 FIXTURE_VARIANT_ADD(folios, ext4_small_read_often) { ext4, small, read_often };
 FIXTURE_VARIANT_ADD(folios, ext4_small_locked) { ext4, small, locked };
@@ -708,6 +697,13 @@ FIXTURE_VARIANT_ADD(folios, erofs_lz4_large_locked) { erofs_lz4, large, locked }
 FIXTURE_VARIANT_ADD(folios, erofs_lz4_large_middle) { erofs_lz4, large, middle };
 FIXTURE_VARIANT_ADD(folios, erofs_lz4_huge_just_read) { erofs_lz4, huge, just_read };
 
+FIXTURE_VARIANT_ADD(folios, v9fs_small_just_read) { v9fs, small, just_read };
+FIXTURE_VARIANT_ADD(folios, v9fs_small_locked) { v9fs, small, locked };
+FIXTURE_VARIANT_ADD(folios, v9fs_small_mapped_and_synced) { v9fs, small, mapped_and_synced };
+FIXTURE_VARIANT_ADD(folios, v9fs_small_written_and_synced) { v9fs, small, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, v9fs_ahead_just_read) { v9fs, ahead, just_read };
+FIXTURE_VARIANT_ADD(folios, v9fs_ahead_text) { v9fs, ahead, text };
+
 FIXTURE_VARIANT_ADD(folios, overlay_ext4_small_just_read) { overlay_ext4, small, just_read };
 FIXTURE_VARIANT_ADD(folios, overlay_ext4_small_locked) { overlay_ext4, small, locked };
 FIXTURE_VARIANT_ADD(folios, overlay_ext4_ahead_just_read) { overlay_ext4, ahead, just_read };
@@ -736,7 +732,7 @@ FIXTURE_TEARDOWN(folios)
 	tear_down(&self->env);
 }
 
-TEST_F_TIMEOUT(folios, go, TIMEOUT)
+TEST_F_TIMEOUT(folios, are_evicted, TIMEOUT)
 {
 	const bool caches = filesystems[lowest(variant->fs)].caches;
 	struct report *report = self->report;
@@ -789,6 +785,7 @@ FIXTURE_VARIANT_ADD(program, f2fs_immutable) { f2fs_immutable };
 FIXTURE_VARIANT_ADD(program, squashfs) { squashfs };
 FIXTURE_VARIANT_ADD(program, erofs) { erofs };
 FIXTURE_VARIANT_ADD(program, erofs_lz4) { erofs_lz4 };
+FIXTURE_VARIANT_ADD(program, v9fs) { v9fs };
 FIXTURE_VARIANT_ADD(program, overlay_ext4) { overlay_ext4 };
 FIXTURE_VARIANT_ADD(program, overlay_squashfs) { overlay_squashfs };
 FIXTURE_VARIANT_ADD(program, overlay_erofs) { overlay_erofs };
@@ -803,14 +800,14 @@ FIXTURE_TEARDOWN(program)
 	tear_down(&self->env);
 }
 
-/* The text of this program: where it is, and where in the file. */
+/* The text of this program, in memory and in the file. */
 struct text {
 	char *start;
 	off_t offset;
 	size_t len;
 };
 
-/* Called with the program first. */
+/* dl_iterate_phdr() begins with the program. */
 static int get_text(struct dl_phdr_info *info, size_t size, void *arg)
 {
 	struct text *text = arg;
@@ -826,7 +823,7 @@ static int get_text(struct dl_phdr_info *info, size_t size, void *arg)
 	return 1;
 }
 
-/* Instead of main(): use all of the text, say so, and wait for the end. */
+/* In the program: read all of the text, report, and sleep. */
 static int run_victim(int ready)
 {
 	struct text text = { };
@@ -856,7 +853,7 @@ static bool same_contents(int a, int b)
 	return true;
 }
 
-TEST_F_TIMEOUT(program, goes, TIMEOUT)
+TEST_F_TIMEOUT(program, is_evicted, TIMEOUT)
 {
 	int me = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
 	struct text text = { };
@@ -880,13 +877,13 @@ TEST_F_TIMEOUT(program, goes, TIMEOUT)
 	}
 	close(ready[1]);
 	ASSERT_EQ(1, read(ready[0], &c, 1));
-	ASSERT_EQ(all, cached_in(self->env.fd, text.offset, text.len));
+	ASSERT_EQ(all, cache_in(self->env.fd, text.offset, text.len).nr_cache);
 
 	if (kill_with_flag(_metadata, pidfd)) {
-		EXPECT_EQ(0, cached_in(self->env.fd, text.offset, text.len));
+		EXPECT_EQ(0, cache_in(self->env.fd, text.offset, text.len).nr_cache);
 		EXPECT_LE(measure(&self->env).charge, slack());
 	} else {
-		EXPECT_EQ(all, cached_in(self->env.fd, text.offset, text.len));
+		EXPECT_EQ(all, cache_in(self->env.fd, text.offset, text.len).nr_cache);
 	}
 	EXPECT_EQ(SIGKILL, died_of(pid));
 	EXPECT_TRUE(same_contents(self->fd, me));
@@ -894,8 +891,7 @@ TEST_F_TIMEOUT(program, goes, TIMEOUT)
 }
 
 /*
- * Shared memory that is swapped out is not the victim's alone, and is kept, or
- * freed with the last mapping, as always.
+ * Swapped shared memory is not evicted: the last reference to the file frees it.
  */
 FIXTURE(swapped) {
 	struct env env;
@@ -924,7 +920,7 @@ FIXTURE_TEARDOWN(swapped)
 	tear_down(&self->env);
 }
 
-/* Some of it is in use again, when the call comes. */
+/* Swap all of it out and read some of it back. */
 static bool swap_out(const void *arg)
 {
 	const int fd = *(const int *)arg;
@@ -938,7 +934,7 @@ static bool swap_out(const void *arg)
 	return true;
 }
 
-TEST_F_TIMEOUT(swapped, as_before, TIMEOUT)
+TEST_F_TIMEOUT(swapped, is_kept, TIMEOUT)
 {
 	struct usage before, usage;
 	int pidfd;
@@ -963,6 +959,82 @@ TEST_F_TIMEOUT(swapped, as_before, TIMEOUT)
 	usage = measure(&self->env);
 	EXPECT_EQ(0, usage.swap);
 	EXPECT_LE(usage.charge, slack());
+	close(pidfd);
+}
+
+/*
+ * Folios that cannot be evicted are marked as accessed, as munmap() does it.
+ */
+FIXTURE(accessed) {
+	struct env env;
+};
+
+FIXTURE_VARIANT(accessed) {
+	const char *type;	/* of the file system, NULL: a memfd */
+	bool dirty;		/* written through the mapping, or else read only */
+};
+
+FIXTURE_VARIANT_ADD(accessed, memfd) { NULL };
+FIXTURE_VARIANT_ADD(accessed, memfd_dirty) { NULL, true };
+FIXTURE_VARIANT_ADD(accessed, tmpfs) { "tmpfs" };
+FIXTURE_VARIANT_ADD(accessed, ramfs) { "ramfs" };
+FIXTURE_VARIANT_ADD(accessed, disk_dirty) { "", true };
+
+FIXTURE_SETUP(accessed)
+{
+	int dir;
+
+	if (!set_up(_metadata, &self->env, false, variant->type && !*variant->type ? PAGES : 0))
+		return;
+	if (!variant->type) {
+		self->env.fd = memfd_create("mrelease", MFD_CLOEXEC);
+	} else if (*variant->type) {
+		dir = mount_fs(variant->type, NULL, NULL);
+		if (dir < 0) {
+			tear_down(&self->env);
+			SKIP(return, "no %s", variant->type);
+		}
+		self->env.fd = openat(dir, "file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	}
+	ASSERT_EQ(0, ftruncate(self->env.fd, PAGES * psize()));
+}
+
+FIXTURE_TEARDOWN(accessed)
+{
+	tear_down(&self->env);
+}
+
+struct accessor {
+	int fd;
+	bool dirty;
+};
+
+static bool access_file(const void *arg)
+{
+	const struct accessor *a = arg;
+	/* Not MADV_RANDOM, which has no page of the VMA marked. */
+	char *p = map(PAGES, PROT_READ | PROT_WRITE, MAP_SHARED, a->fd, 0);
+
+	force_read_pages(p, PAGES, psize());
+	for (long i = 0; a->dirty && i < PAGES; i++)
+		p[i * psize()] = 1;
+	return true;
+}
+
+TEST_F_TIMEOUT(accessed, is_marked, TIMEOUT)
+{
+	const struct accessor accessor = { self->env.fd, variant->dirty };
+	int pidfd;
+	pid_t pid;
+
+	if (has_generations())
+		SKIP(return, "MGLRU has other marks");
+	pid = start_child(&self->env, access_file, &accessor, &pidfd);
+	ASSERT_GT(pid, 0);
+	kill_with_flag(_metadata, pidfd);
+	ASSERT_EQ(PAGES, cached(self->env.fd));
+	EXPECT_EQ(SIGKILL, died_of(pid));
+	EXPECT_EQ(PAGES, count_accessed(self->env.fd, PAGES));
 	close(pidfd);
 }
 

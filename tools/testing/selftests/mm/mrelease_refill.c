@@ -36,7 +36,7 @@ struct area {
 
 static int uffd;		/* the same in the refiller */
 
-static void run_on(int cpu)
+static void run_on_cpu(int cpu)
 {
 	cpu_set_t set;
 
@@ -107,7 +107,7 @@ static void *move_to_and_fro(void *arg)
 	__u64 from = (uintptr_t)moved->start + (long)arg * MOVED;
 	__u64 to = from + moved->pages * psize() - MOVERS * MOVED;
 
-	run_on(moved->cpu);
+	run_on_cpu(moved->cpu);
 	for (;; moved->rounds++) {
 		for (long done = 0; done < MOVED; done += move.move > 0 ? move.move : 0) {
 			move.src = from + done;
@@ -338,7 +338,7 @@ static int open_proc(pid_t pid, const char *name, int flags)
 
 /* Kills a victim while it is being refilled. */
 static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
-			  const FIXTURE_VARIANT(refill) *variant, struct area *a,
+			  const struct _fixture_variant_refill *variant, struct area *a,
 			  unsigned int flags)
 {
 	const struct sched_param fifo = { .sched_priority = 1 }, other = { };
@@ -350,7 +350,7 @@ static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
 	 * Before the reaping is over the victim does not run, so its mm is found
 	 * without the flag as well.
 	 */
-	run_on(0);
+	run_on_cpu(0);
 	a->rounds = 0;
 	a->error = 0;
 	a->lost = 0;
@@ -369,7 +369,7 @@ static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
 	refiller = fork();
 	ASSERT_GE(refiller, 0);
 	if (!refiller) {
-		run_on(a->cpu);
+		run_on_cpu(a->cpu);
 		uffd = syscall(__NR_pidfd_getfd, pidfd, a->uffd, 0);
 		for (; !a->stop; a->rounds++)
 			variant->refill(a);
@@ -406,8 +406,8 @@ static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
 	close(pidfd);
 }
 
-static void kill_many(struct __test_metadata *_metadata, FIXTURE_DATA(refill) *self,
-		      const FIXTURE_VARIANT(refill) *variant, int cpus, unsigned int flags)
+static void kill_many(struct __test_metadata *_metadata, struct _test_data_refill *self,
+		      const struct _fixture_variant_refill *variant, int cpus, unsigned int flags)
 {
 	if (flags && !has_reap_kill())
 		SKIP(return, NO_FLAG);

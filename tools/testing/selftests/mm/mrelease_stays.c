@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What process_mrelease() with PROCESS_MRELEASE_REAP_KILL must leave alone
- * because somebody has it in use, and that no reference gets lost or is left
- * behind.
+ * Test that process_mrelease(PROCESS_MRELEASE_REAP_KILL) does not free pages that
+ * are in use, and that it neither loses nor leaks a reference.
  *
- * Each victim has more than what has to stay. The rest must be gone, so that
- * nothing stays only because nothing was done.
+ * Each victim has other pages as well, which must be freed: a call that does
+ * nothing fails the test.
  *
- * The file is in $TMPDIR, or else in the current directory. Where a folio has to
- * be in the middle of something when the call comes, however slow the machine
- * is, the file is on a file system of the test's own, which answers when told.
+ * The file is in $TMPDIR, or else in the current directory. Where a folio must be
+ * locked or under I/O during the call, the file is on a FUSE file system of the
+ * test's own, which answers on demand.
  */
 #define _GNU_SOURCE
 #include <linux/fuse.h>
@@ -27,18 +26,18 @@
 #include "hugepage_settings.h"
 #include "mrelease_util.h"
 
-/* Of a file, or of memory. In the middle is what stays. */
+/* Of a file or of memory: HELD pages in the middle stay. */
 #define PAGES		64L
 #define FIRST		24L
 #define HELD		16L
 
-#define PATIENCE	60	/* seconds, for what takes no time */
+#define PATIENCE	60	/* seconds, for something that takes no time */
 
 #ifndef KPF_ANON
 #define KPF_ANON	BIT_ULL(12)
 #endif
 
-/* Wait for something that happens soon, elsewhere. */
+/* Wait for a condition; return false if it does not become true in time. */
 #define await(condition) ({						\
 	time_t end = time(NULL) + PATIENCE;				\
 	bool met;							\
@@ -73,7 +72,7 @@ static bool filled_pages(const char *p, long first, long nr, unsigned int versio
 	return true;
 }
 
-/* All of the file, read into small folios. NULL if that failed. */
+/* Map all of the file and read it into small folios. Return NULL on failure. */
 static char *map_file(int fd, int prot, int flags)
 {
 	char *p = mmap(NULL, bytes(PAGES), prot, flags, fd, 0);
@@ -84,23 +83,18 @@ static char *map_file(int fd, int prot, int flags)
 	return p;
 }
 
-/* Pages of a file that are in the page cache and should not be, or the reverse. */
+/* Count the pages that are cached outside of the given range, or not within it. */
 static long misplaced(int fd, long first, long nr)
 {
-	struct cachestat_range range = { .len = psize() };
-	struct cachestat cs;
 	long wrong = 0;
 
-	for (long i = 0; i < PAGES; i++) {
-		range.off = bytes(i);
-		if (syscall(__NR_cachestat, fd, &range, &cs, 0))
-			return -1;
-		wrong += cs.nr_cache != (i >= first && i < first + nr);
-	}
+	for (long i = 0; i < PAGES; i++)
+		wrong += cache_in(fd, bytes(i), psize()).nr_cache !=
+			 (i >= first && i < first + nr);
 	return wrong;
 }
 
-/* With no reference left, the page cache can let go of it. */
+/* Return true if all pages of the file can be dropped: no reference is left. */
 static bool droppable(int fd)
 {
 	return await(!fsync(fd) && !posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) &&
@@ -108,8 +102,8 @@ static bool droppable(int fd)
 }
 
 /*
- * To the page, how many of those with one of these flags (or all, if 0) are
- * charged to the cgroup of the test; -1 if the kernel does not tell.
+ * Count the pages charged to the cgroup of the test that have one of @flags, or
+ * any if @flags is 0. Return -1 without /proc/kpagecgroup.
  */
 static long charged(const struct env *env, uint64_t flags)
 {
@@ -117,7 +111,7 @@ static long charged(const struct env *env, uint64_t flags)
 	int cgroups = open("/proc/kpagecgroup", O_RDONLY | O_CLOEXEC);
 	int kpageflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
 	static uint64_t cgroup[CHUNK], flag[CHUNK];
-	/* Devices may have memory far beyond. */
+	/* Device memory may be at far higher addresses. */
 	FILE *ram = fopen("/proc/iomem", "r");
 	unsigned long long start, end;
 	long count = -1;
@@ -161,7 +155,7 @@ static bool can_count_charged(const struct env *env)
 
 #define NO_COUNT	"needs /proc/kpagecgroup"
 
-/* The call has done its work, and the victim died of it. */
+/* Call, and wait for the victim to die of SIGKILL. */
 static void kill_victim(struct __test_metadata *_metadata, pid_t pid, int pidfd)
 {
 	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
@@ -170,7 +164,7 @@ static void kill_victim(struct __test_metadata *_metadata, pid_t pid, int pidfd)
 }
 
 /*
- * Pages of the victim's that have found their way into a pipe or a socket.
+ * Pages of the victim in a pipe or a socket.
  */
 FIXTURE(sent) {
 	struct env env;
@@ -269,14 +263,14 @@ FIXTURE_VARIANT_ADD(sent, sendfile) {
 	.socket = true,
 };
 
-/* The receiver has got a copy of some, as much as fits into its buffer. */
+/* The pages that fit into the receiver's buffer have been copied. */
 FIXTURE_VARIANT_ADD(sent, zerocopy) {
 	.send = send_zerocopy,
 	.socket = true,
 	.tcp = true,
 };
 
-/* A connection with little room at the receiver's end. */
+/* Connect to a socket with a small receive buffer. */
 static bool connect_tcp(int ends[2])
 {
 	struct sockaddr_in addr = {
@@ -366,7 +360,7 @@ TEST_F_TIMEOUT(sent, is_received, TIMEOUT)
 }
 
 /*
- * An io_uring of the test's.
+ * An io_uring of the test.
  */
 struct ring {
 	int fd;
@@ -408,7 +402,7 @@ static unsigned int *ring_word(const struct ring *ring, unsigned int offset)
 	return (unsigned int *)(ring->queues + offset);
 }
 
-/* One operation from its beginning to its end. Returns what that gave. */
+/* Submit an operation, wait for its completion, and return its result. */
 static int ring_do(struct ring *ring, const struct io_uring_sqe *sqe)
 {
 	unsigned int *sq_tail = ring_word(ring, ring->params.sq_off.tail);
@@ -430,19 +424,19 @@ static int ring_do(struct ring *ring, const struct io_uring_sqe *sqe)
 }
 
 /*
- * Buffers that the victim registered with a ring that lives on.
+ * Buffers that the victim has registered with a ring that survives it.
  */
 FIXTURE(registered) {
 	struct env env;
 	struct ring ring;
 	int pipe[2];
 	int fd;
-	void *addr;		/* for the victim's memory, with the buffer in it */
+	void *addr;		/* of the victim's memory, with the buffer in it */
 	size_t size;
 };
 
 FIXTURE_VARIANT(registered) {
-	int (*make)(void);	/* a file to map, or else the one on disk */
+	int (*make)(void);	/* a file to map, NULL: the one on disk */
 	int flags;
 	bool huge;
 };
@@ -464,7 +458,7 @@ static int make_hugetlb(void)
 {
 	int fd = memfd_create("mrelease", MFD_CLOEXEC | MFD_HUGETLB);
 
-	/* Are there any? */
+	/* Fails without huge pages. */
 	if (fd >= 0 && fallocate(fd, 0, 0, default_huge_page_size())) {
 		close(fd);
 		return -1;
@@ -476,7 +470,7 @@ FIXTURE_VARIANT_ADD(registered, anon) {
 	.flags = MAP_PRIVATE | MAP_ANONYMOUS,
 };
 
-/* Shared with the file it could not be pinned for that long. */
+/* A shared mapping of a file cannot be pinned long-term. */
 FIXTURE_VARIANT_ADD(registered, copy_of_file) {
 	.flags = MAP_PRIVATE,
 };
@@ -534,7 +528,7 @@ static bool register_buffer(const void *arg)
 	return !syscall(__NR_io_uring_register, r->ring, IORING_REGISTER_BUFFERS, &iov, 1);
 }
 
-/* What the ring reads from the buffer is right. */
+/* The ring writes the buffer's contents to a pipe. */
 static void check_buffer(struct __test_metadata *_metadata, struct ring *ring,
 			 void *addr, const int pipe[2], unsigned int version)
 {
@@ -552,7 +546,7 @@ static void check_buffer(struct __test_metadata *_metadata, struct ring *ring,
 	}
 }
 
-TEST_F_TIMEOUT(registered, goes_on_working, TIMEOUT)
+TEST_F_TIMEOUT(registered, is_usable, TIMEOUT)
 {
 	const struct registrant registrant = {
 		self->ring.fd, self->fd, self->addr, self->size, variant->flags,
@@ -575,7 +569,7 @@ TEST_F_TIMEOUT(registered, goes_on_working, TIMEOUT)
 	EXPECT_EQ(SIGKILL, died_of(pid));
 	close(pidfd);
 
-	/* What is written now arrives. */
+	/* The ring reads new contents into the buffer. */
 	for (long i = 0; i < HELD; i++) {
 		fill(page, FIRST + i, 2);
 		ASSERT_EQ(psize(), write(self->pipe[1], page, psize()));
@@ -603,8 +597,7 @@ TEST_F_TIMEOUT(registered, goes_on_working, TIMEOUT)
 }
 
 /*
- * Memory that drivers mapped, which has no page cache: each victim has it in
- * common with the test.
+ * Memory of drivers, without page cache, which victim and test have mapped.
  */
 FIXTURE(driver) {
 	struct env env;
@@ -679,7 +672,7 @@ TEST_F_TIMEOUT(driver, perf, TIMEOUT)
 		ASSERT_GT(pid, 0);
 		kill_victim(_metadata, pid, pidfd);
 
-		/* A mapping is an event, and is written into the buffer. */
+		/* mmap() is an event, which is written to the buffer. */
 		head = control->data_head;
 		munmap(mmap(NULL, psize(), PROT_READ, MAP_PRIVATE, self->env.fd, 0), psize());
 		ASSERT_LT(head, control->data_head);
@@ -689,19 +682,18 @@ TEST_F_TIMEOUT(driver, perf, TIMEOUT)
 }
 
 /*
- * A file system that answers when it is told to: FUSE, with a single file as its
- * root, and a thread of the test behind it. In shared memory, for the victim to
- * say what has to wait.
+ * A FUSE file system with a single file as its root, served by a thread of the
+ * test. It is in shared memory: the victim sets .hold.
  */
 struct server {
 	int dev;
 	int fd;			/* the file */
 	int direct;		/* O_DIRECT */
-	char *data;		/* what is in storage */
-	atomic_uint hold;	/* what kind of request has to wait ... */
-	atomic_uint held;	/* ... here */
+	char *data;		/* the storage */
+	atomic_uint hold;	/* the opcode of requests that are not answered */
+	atomic_uint held;	/* number of .requests */
 	struct fuse_in_header *requests[PAGES];
-	int disk;		/* another file, elsewhere */
+	int disk;		/* a file on another file system */
 };
 
 #define REQUEST_SIZE	(bytes(PAGES) + 2 * FUSE_MIN_READ_BUFFER)
@@ -714,7 +706,7 @@ static void reply(struct server *s, const struct fuse_in_header *in, int error,
 	};
 	struct iovec iov[] = { { &out, sizeof(out) }, { (void *)data, len } };
 
-	/* It may have been interrupted. */
+	/* ENOENT: the request was interrupted. */
 	if (writev(s->dev, iov, 2) < 0 && errno != ENOENT)
 		perror("/dev/fuse");
 }
@@ -801,7 +793,7 @@ static void *serve(void *arg)
 	return NULL;
 }
 
-/* Let go of what waits. */
+/* Answer the requests that have been held. */
 static void answer_held(struct server *s)
 {
 	s->hold = 0;
@@ -809,13 +801,13 @@ static void answer_held(struct server *s)
 		answer(s, s->requests[i]);
 }
 
-/* How many pages the requests that wait are about. */
+/* The number of pages that the held requests are for. */
 static long held_pages(struct server *s)
 {
 	size_t size = 0;
 
 	for (unsigned int i = 0; i < s->held; i++) {
-		/* So far, FUSE_READ has the same fields. */
+		/* FUSE_READ begins with the same fields. */
 		const struct fuse_write_in *arg = (void *)(s->requests[i] + 1);
 
 		size += arg->size;
@@ -823,7 +815,7 @@ static long held_pages(struct server *s)
 	return size / psize();
 }
 
-/* A file system that nobody else sees; the descriptor of its root, or -1. */
+/* Return the descriptor of a mount that is not attached to any path, or -1. */
 static int new_mount(const char *type, const char * const options[][2])
 {
 	int fs = syscall(__NR_fsopen, type, FSOPEN_CLOEXEC);
@@ -841,14 +833,6 @@ static int new_mount(const char *type, const char * const options[][2])
 out:
 	close(fs);
 	return fd;
-}
-
-static int reopen(int fd, int flags)
-{
-	char path[32];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	return open(path, flags | O_CLOEXEC);
 }
 
 FIXTURE(held) {
@@ -888,7 +872,7 @@ FIXTURE_SETUP(held)
 	ASSERT_LE(0, s->fd);
 	ASSERT_LE(0, s->direct);
 	close(mount);
-	/* A fault does not ask how long the file is. */
+	/* Get the file's size, which a fault does not. */
 	ASSERT_EQ(0, fstat(s->fd, &st));
 	ASSERT_EQ(bytes(PAGES), st.st_size);
 }
@@ -899,7 +883,7 @@ FIXTURE_TEARDOWN(held)
 	tear_down(&self->env);
 }
 
-/* The pages in the middle are of the one version, the others of the other. */
+/* Check the contents of the pages in the middle, and of the others. */
 static void check_file(struct __test_metadata *_metadata, int fd, unsigned int middle,
 		       unsigned int others)
 {
@@ -913,7 +897,7 @@ static void check_file(struct __test_metadata *_metadata, int fd, unsigned int m
 	}
 }
 
-/* In the victim: the server's end, which would keep it going after the test. */
+/* In the victim: close the server's end, so that the server ends with the test. */
 static struct server *leave_server(const void *arg)
 {
 	struct server *s = (struct server *)arg;
@@ -949,10 +933,10 @@ TEST_F_TIMEOUT(held, writeback, TIMEOUT)
 	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	EXPECT_EQ(0, misplaced(s->fd, FIRST, HELD));
 	EXPECT_EQ(HELD, cache_of(s->fd).nr_writeback);
-	/* What had been dropped would be old. */
+	/* A page that was evicted would have old contents. */
 	check_file(_metadata, s->fd, 1, 0);
 	answer_held(s);
-	/* Its exit waits for that. */
+	/* The exit waits for these requests. */
 	EXPECT_EQ(SIGKILL, died_of(pid));
 	close(pidfd);
 	EXPECT_TRUE(droppable(s->fd));
@@ -965,7 +949,7 @@ static void *wait_for_page(void *p)
 	return NULL;
 }
 
-/* All but the middle has been read. For that, a thread waits. */
+/* Read all but the middle, for which a thread waits. */
 static bool read_ahead(const void *arg)
 {
 	struct server *s = leave_server(arg);
@@ -1004,7 +988,7 @@ static bool read_all(const void *arg)
 	return map_file(leave_server(arg)->fd, PROT_READ, MAP_SHARED);
 }
 
-/* The server stores a page where a fault keeps it, with the folio locked. */
+/* FUSE_NOTIFY_STORE from a page whose fault is held: the folio stays locked. */
 struct store {
 	int dev;
 	char *page;
@@ -1065,7 +1049,7 @@ TEST_F_TIMEOUT(held, locked, TIMEOUT)
 	close(uffd);
 }
 
-/* The victim's memory is the file on disk, and goes to or comes from the server. */
+/* Direct I/O between the FUSE file and memory that is the file on disk. */
 struct transfer {
 	struct server *server;
 	char *addr;
@@ -1107,7 +1091,7 @@ static bool write_directly(const void *arg)
 	return start_transfer(arg, FUSE_WRITE);
 }
 
-/* Written back in the meantime, so nothing but the pin says that it is in use. */
+/* The folios are clean; only the pin keeps them. */
 TEST_F_TIMEOUT(held, direct_read, TIMEOUT)
 {
 	struct server *s = self->server;
@@ -1155,7 +1139,7 @@ TEST_F_TIMEOUT(held, direct_write, TIMEOUT)
 }
 
 /*
- * Others do something to the same pages at the very same time, over and over.
+ * Other processes use or change the same pages during the calls.
  */
 FIXTURE(race) {
 	struct env env;
@@ -1195,7 +1179,7 @@ static bool race_read(int fd, unsigned int version)
 	return wrong_page(fd, RACE_PAGES, 0) == -1;
 }
 
-/* Clean at the end, so that it can be evicted. */
+/* The pages are clean at the end, and so may be evicted. */
 static bool race_refill(int fd, long first, unsigned int version)
 {
 	char page[psize()], zero[psize()];
@@ -1279,7 +1263,7 @@ FIXTURE_TEARDOWN(race)
 	tear_down(&self->env);
 }
 
-/* Where the file ends just now, this fails; reading would be a signal. */
+/* MADV_POPULATE_READ fails behind the end of the file, without a SIGBUS. */
 static void *fault_in_again(void *p)
 {
 	for (;;) {
@@ -1297,7 +1281,7 @@ static bool race_victim(const void *arg)
 	return p != MAP_FAILED && !pthread_create(&thread, NULL, fault_in_again, p);
 }
 
-TEST_F_TIMEOUT(race, no_byte_is_wrong, TIMEOUT)
+TEST_F_TIMEOUT(race, contents_are_right, TIMEOUT)
 {
 	pid_t pid, racers[2];
 	int status, pidfd;
@@ -1322,7 +1306,7 @@ TEST_F_TIMEOUT(race, no_byte_is_wrong, TIMEOUT)
 		usleep(i % 10 * 1000);
 		kill_victim(_metadata, pid, pidfd);
 		ASSERT_EQ(0, waitpid(-1, &status, WNOHANG)) {
-			TH_LOG("something else was found in round %ld", *self->rounds);
+			TH_LOG("wrong contents in round %ld", *self->rounds);
 		}
 	}
 	for (int n = 0; n < variant->racers; n++) {
@@ -1333,8 +1317,8 @@ TEST_F_TIMEOUT(race, no_byte_is_wrong, TIMEOUT)
 }
 
 /*
- * Persistent memory, where the mapping is the storage. The device is only
- * used if nobody has it open, and if there is nothing on it.
+ * DAX: the mapped pages are the storage. The device is used only if it is not open
+ * and blank.
  */
 #define PMEM	"/dev/pmem0"
 
@@ -1372,7 +1356,7 @@ static void make_blank(int fd)
 		fsync(fd);
 }
 
-/* The file on it. */
+/* Mount the device and open a file on it. */
 static int open_dax(void)
 {
 	const char * const options[][2] = { { "source", PMEM }, { "dax", "always" }, { } };
@@ -1389,7 +1373,7 @@ FIXTURE_SETUP(dax)
 
 	self->dev = open(PMEM, O_RDWR | O_EXCL | O_CLOEXEC);
 	if (self->dev < 0 || !is_blank(self->dev))
-		SKIP(return, "needs " PMEM " with nothing on it");
+		SKIP(return, "needs a blank " PMEM);
 	if (!set_up(_metadata, &self->env, true, 0))
 		return;
 	self->formatted = true;
@@ -1456,7 +1440,7 @@ TEST_F_TIMEOUT(dax, is_storage, TIMEOUT)
 }
 
 /*
- * Memory that a device mirrors, or that has moved into the device.
+ * Memory that a device mirrors, or that has been migrated to the device.
  */
 #define MIRROR		"/dev/hmm_dmirror0"
 #define MIRROR_FD	100	/* in the victim */
@@ -1517,21 +1501,16 @@ static bool move_to_device(const void *arg)
 		      MIRROR_PAGES / 2);
 }
 
-/*
- * A notifier may have to wait, and not only for those who make it do so on
- * purpose: for the victim's exit, too, which may then be over.
- */
+/* An MMU notifier may block, e.g. for the victim's exit: call again after EAGAIN. */
 static int mrelease_again(int pidfd)
 {
-	int first = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL), ret = first;
+	int ret;
 
-	if (first == EAGAIN)
-		await((ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL)) != EAGAIN);
-	return first == EAGAIN && ret == ESRCH ? 0 : ret;
+	await((ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL)) != EAGAIN);
+	return ret;
 }
 
-/* The victim's alone: nobody has a use for it any more. */
-TEST_F_TIMEOUT(device, own_memory_is_free, TIMEOUT)
+TEST_F_TIMEOUT(device, private_memory_is_free, TIMEOUT)
 {
 	int pidfd;
 	pid_t pid;
@@ -1552,8 +1531,7 @@ static bool share_memory(const void *arg)
 	return true;
 }
 
-/* Shared with another process since a fork(). */
-TEST_F_TIMEOUT(device, others_memory_stays, TIMEOUT)
+TEST_F_TIMEOUT(device, parents_memory_stays, TIMEOUT)
 {
 	int pidfd;
 	pid_t pid;
@@ -1567,17 +1545,9 @@ TEST_F_TIMEOUT(device, others_memory_stays, TIMEOUT)
 	EXPECT_TRUE(filled_pages(self->addr, 0, MIRROR_PAGES, 1));
 }
 
-static long microseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000 + now.tv_nsec / 1000;
-}
-
 /*
- * The device reads half of the time, and holds the lock that its notifier wants.
- * Until that has got it, what is read is right.
+ * The device reads half of the time, with the lock held that its notifier takes.
+ * Until the notifier has taken it, the contents must be right.
  */
 static void keep_reading(int fd, char *addr, int ready)
 {
@@ -1595,7 +1565,7 @@ static void keep_reading(int fd, char *addr, int ready)
 		} else if (first) {
 			_exit(1);
 		} else {
-			/* From now on there is nothing to read. */
+			/* The memory is gone. */
 			pause();
 		}
 		if (first && write(ready, "", 1) != 1)
@@ -1623,7 +1593,7 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 		ASSERT_GT(pid, 0);
 		mirror_fd = syscall(__NR_pidfd_getfd, pidfd, MIRROR_FD, 0);
 		ASSERT_LE(0, mirror_fd);
-		/* Its own exit must not be quicker. */
+		/* Hold mm_users, or else the exit may be quicker. */
 		pin = pin_memory(pid, self->addr);
 		if (pin < 0)
 			SKIP(return, NO_PIN);
@@ -1641,8 +1611,7 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 		if (ret == EAGAIN) {
 			seen = true;
 			ASSERT_TRUE(await(gone(pidfd)));
-			ASSERT_TRUE(await((ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL)) !=
-					  EAGAIN));
+			ret = mrelease_again(pidfd);
 		}
 		ASSERT_EQ(0, ret);
 		EXPECT_GE(slack(), measure(&self->env).charge);
@@ -1656,11 +1625,11 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 		EXPECT_EQ(SIGKILL, died_of(pid));
 		close(pidfd);
 	}
-	EXPECT_TRUE(seen) TH_LOG("the notifier never had to wait");
+	EXPECT_TRUE(seen) TH_LOG("the notifier never blocked");
 }
 
 /*
- * After many kills of all kinds no page is left that a victim has ever used.
+ * After many kills, no page is left that any victim has used.
  */
 #define COMM		"mrelease_gone"
 #define EXACT_PAGES	512L
@@ -1688,7 +1657,7 @@ FIXTURE_TEARDOWN(exact)
 	tear_down(&self->env);
 }
 
-/* A victim of each kind in turn. */
+/* The kind of memory depends on the round. */
 struct kind {
 	int round;
 	int fd;
@@ -1717,7 +1686,7 @@ static bool use_memory(const void *arg)
 
 		if (p == MAP_FAILED)
 			return false;
-		/* Not every kind of memory knows all of them. */
+		/* Not every kind of memory supports every advice. */
 		madvise(p, bytes(EXACT_PAGES), advice);
 		force_read_pages(p, EXACT_PAGES, psize());
 		for (long n = 0; maps[i].write && n < EXACT_PAGES; n += kind->round % 5 + 1)
@@ -1735,7 +1704,7 @@ static bool has_owners(void)
 	return !access(OWNERS, R_OK);
 }
 
-/* Pages that victims got for themselves or for a file. */
+/* Count the pages that victims have allocated, for themselves or for a file. */
 static long owned(void)
 {
 	FILE *owners = fopen(OWNERS, "r");
@@ -1756,7 +1725,7 @@ static long owned(void)
 	return count;
 }
 
-/* Nothing, but for so many pages. */
+/* Return true if exactly so many pages are left. */
 static bool all_gone_but(const struct env *env, long pages)
 {
 	return put(AT_FDCWD, "/proc/sys/vm/drop_caches", "3") &&
@@ -1786,7 +1755,7 @@ TEST_F_TIMEOUT(exact, references, TIMEOUT)
 		ASSERT_GT(pid, 0);
 		kill_victim(_metadata, pid, pidfd);
 	}
-	/* A single page that stays behind would be seen, so one does. */
+	/* One page stays in a pipe, to see that a single page is found. */
 	ASSERT_EQ(0, pipe(ends));
 	pid = start_child(&self->env, lose_page, &ends[1], &pidfd);
 	ASSERT_GT(pid, 0);

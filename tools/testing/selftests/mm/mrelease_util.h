@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests of process_mrelease() have in common: where they take place,
- * and how they measure what is free.
+ * Common to the tests of process_mrelease(): a cgroup and a file for each test,
+ * the memory they account for, and child processes in that cgroup.
  */
 #ifndef MRELEASE_UTIL_H
 #define MRELEASE_UTIL_H
 
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
 #include <linux/sched.h>
@@ -17,10 +18,12 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
+#include <time.h>
 
 #include "kselftest_harness.h"
 #include "vm_util.h"
@@ -31,14 +34,17 @@
 
 #define NOBODY	65534
 
-/* An emulated machine with a kernel for debugging takes its time. */
+/* The exit status of a process that cannot do its part. */
+#define CANNOT	253
+
+/* In seconds, for a kernel with debugging options on an emulated machine */
 #define TIMEOUT	600
 
 #define NO_PIN	"needs userfaultfd and process_vm_readv"
 #define NO_FLAG	"kernel without PROCESS_MRELEASE_REAP_KILL"
 #define NO_DISK	"needs a file on disk, see TMPDIR"
 
-/* 0 or what errno would be. */
+/* Return 0 or the value of errno. */
 static inline int mrelease(int pidfd, unsigned int flags)
 {
 	return syscall(__NR_process_mrelease, pidfd, flags) ? errno : 0;
@@ -54,7 +60,62 @@ static inline int pidfd_open(pid_t pid)
 	return syscall(__NR_pidfd_open, pid, 0);
 }
 
-/* The contents of a page: of a file, or of memory; 0 is the first version. */
+static inline long microseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* Run on the first CPU, or on the last one. */
+static inline void run_on(bool last)
+{
+	cpu_set_t cpus, one;
+	int cpu = last ? CPU_SETSIZE - 1 : 0;
+
+	sched_getaffinity(1, sizeof(cpus), &cpus);
+	while (!CPU_ISSET(cpu, &cpus))
+		cpu += last ? -1 : 1;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+}
+
+/* The system call, since the C library changes the IDs of all threads. */
+static inline void be(uid_t real, uid_t effective, uid_t saved)
+{
+	if (syscall(SYS_setresuid, real, effective, saved))
+		_exit(CANNOT);
+}
+
+static inline void be_nobody(void)
+{
+	be(NOBODY, NOBODY, NOBODY);
+}
+
+static inline void be_nobody_with_cap_kill(void)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct caps[2] = {
+		{ .effective = 1 << CAP_KILL, .permitted = 1 << CAP_KILL },
+	};
+
+	prctl(PR_SET_KEEPCAPS, 1);
+	be_nobody();
+	if (syscall(SYS_capset, &header, caps))
+		_exit(CANNOT);
+}
+
+static inline int reopen(int fd, int flags)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return open(path, flags | O_CLOEXEC);
+}
+
+/* Fill a page with contents that depend on its number and version, from 0. */
 static inline void fill(void *to, long page, unsigned int version)
 {
 	uint64_t *word = to;
@@ -71,7 +132,7 @@ static inline bool filled(const void *from, long page, unsigned int version)
 	return !memcmp(from, want, psize());
 }
 
-/* Where a test takes place: a cgroup and a file. */
+/* The cgroup and the file of a test. */
 struct env {
 	char cgroup[PATH_MAX];
 	int cgroup_fd;
@@ -129,13 +190,19 @@ static inline bool make_cgroup(struct env *env)
 	return env->charge_fd >= 0;
 }
 
-static inline struct cachestat cache_of(int fd)
+/* The page cache of a part of a file; a @len of 0 extends to its end. */
+static inline struct cachestat cache_in(int fd, off_t offset, size_t len)
 {
-	struct cachestat_range range = { };
+	struct cachestat_range range = { offset, len };
 	struct cachestat cs = { .nr_cache = -1 };
 
 	syscall(__NR_cachestat, fd, &range, &cs, 0);
 	return cs;
+}
+
+static inline struct cachestat cache_of(int fd)
+{
+	return cache_in(fd, 0, 0);
 }
 
 static inline long cached(int fd)
@@ -143,7 +210,7 @@ static inline long cached(int fd)
 	return cache_of(fd).nr_cache;
 }
 
-/* Versions: the first one, but another one for every nth page. */
+/* Every page has version 0, every @step-th page version 1. */
 static inline unsigned int version(long page, unsigned int step)
 {
 	return step && page % step == 0;
@@ -161,7 +228,7 @@ static inline bool write_pages(int fd, long pages, unsigned int step)
 	return true;
 }
 
-/* The first page that is not as it should be, or -1. */
+/* Return the first page with wrong contents, or -1. */
 static inline long wrong_page(int fd, long pages, unsigned int step)
 {
 	char buf[psize()];
@@ -174,7 +241,7 @@ static inline long wrong_page(int fd, long pages, unsigned int step)
 	return -1;
 }
 
-/* All on disk and nothing in the page cache. */
+/* Write the file back and drop its page cache. */
 static inline void make_cold(struct __test_metadata *_metadata, int fd)
 {
 	ASSERT_EQ(0, fsync(fd));
@@ -182,7 +249,7 @@ static inline void make_cold(struct __test_metadata *_metadata, int fd)
 	ASSERT_EQ(0, cached(fd));
 }
 
-/* A file without a name where the tests take place, or -1 if that is no disk. */
+/* Open an unnamed file in $TMPDIR or in the current directory; -1 on tmpfs. */
 static inline int open_scratch(void)
 {
 	int fd = open(getenv("TMPDIR") ?: ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -196,7 +263,7 @@ static inline int open_scratch(void)
 	return -1;
 }
 
-/* False if the test is skipped. */
+/* Return false if the test is skipped. */
 static inline bool set_up(struct __test_metadata *_metadata, struct env *env,
 			  bool flag, long pages)
 {
@@ -226,7 +293,7 @@ static inline void tear_down(struct env *env)
 		usleep(10000);
 }
 
-/* What is charged to the victim, and what is left of its file. */
+/* Bytes charged to the cgroup, cached pages of the file, bytes of swap. */
 struct usage {
 	long charge;
 	long cache;
@@ -261,7 +328,7 @@ static inline long counter(const char *name)
 	return found;
 }
 
-/* A page that is on its way to swap stays until it is there. */
+/* Swap the range out. A page stays resident until its writeback ends. */
 static inline void page_out(void *p, size_t len)
 {
 	madvise(p, len, MADV_PAGEOUT);
@@ -274,8 +341,8 @@ static inline void page_out(void *p, size_t len)
 }
 
 /*
- * Charges are made in batches, which each CPU may keep, and a dying process
- * still has its stacks and page tables.
+ * Bytes that stay charged: a batch of charges on each CPU, and the kernel stack
+ * and upper page tables of a dying process.
  */
 static inline long slack_of(int cpus)
 {
@@ -289,7 +356,7 @@ static inline long slack(void)
 	return slack_of(cpus < 8 ? cpus : 8);
 }
 
-/* fork(), but the child is in the cgroup of the test. */
+/* fork() into the cgroup of the test. */
 static inline pid_t fork_into_cgroup(const struct env *env, int *pidfd)
 {
 	struct clone_args args = {
@@ -303,8 +370,40 @@ static inline pid_t fork_into_cgroup(const struct env *env, int *pidfd)
 }
 
 /*
- * A child in the cgroup of the test that becomes what it should be, says so, and
- * then waits for its end. Returns its PID, or -1 if it could not.
+ * An LRU batch of a CPU holds up to 31 small folios, each with a reference that
+ * keeps it from being evicted. The call drains only those of its own CPU.
+ */
+static inline long lru_batches(void)
+{
+	return 31 * (sysconf(_SC_NPROCESSORS_ONLN) - 1);
+}
+
+/*
+ * Drain the LRU batches of all CPUs. A folio in the batch of another CPU than the
+ * caller's holds a reference and is not evicted. mlock() drains the local CPU.
+ */
+static inline void drain_lru_batches(void)
+{
+	static char page[1 << 16] __attribute__((aligned(1 << 16)));
+	cpu_set_t all, own, one;
+
+	sched_getaffinity(0, sizeof(own), &own);
+	sched_getaffinity(1, sizeof(all), &all);
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &all))
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		sched_setaffinity(0, sizeof(one), &one);
+		mlock(page, psize());
+		munlock(page, psize());
+	}
+	sched_setaffinity(0, sizeof(own), &own);
+}
+
+/*
+ * Start a child in the cgroup of the test, which calls @become and then sleeps.
+ * Return its PID once @become has returned true, or -1.
  */
 static inline pid_t start_child(const struct env *env, bool (*become)(const void *),
 				const void *arg, int *pidfd)
@@ -318,7 +417,10 @@ static inline pid_t start_child(const struct env *env, bool (*become)(const void
 	pid = fork_into_cgroup(env, pidfd);
 	if (!pid) {
 		close(ready[0]);
-		if (!become(arg) || write(ready[1], "", 1) != 1)
+		if (!become(arg))
+			_exit(1);
+		drain_lru_batches();
+		if (write(ready[1], "", 1) != 1)
 			_exit(1);
 		for (;;)
 			pause();
@@ -333,10 +435,7 @@ static inline pid_t start_child(const struct env *env, bool (*become)(const void
 	return pid;
 }
 
-/*
- * In a victim: memory or a file, mapped as it should be, and aligned as huge
- * pages need it.
- */
+/* In a victim: map memory or a file, aligned for huge pages. */
 static inline void *map(long pages, int prot, int flags, int fd, int advice)
 {
 	size_t len = pages * psize(), align = 4 << 20;
@@ -353,16 +452,15 @@ static inline void *map(long pages, int prot, int flags, int fd, int advice)
 }
 
 /*
- * Keep khugepaged away from what MADV_HUGEPAGE has told it of. It may wait for a
- * folio that is being read, with a reference to it, and still have that when it
- * is looked whether the folio can go. This waits for it.
+ * Undo MADV_HUGEPAGE. khugepaged may hold a reference to a folio while it waits
+ * for a read; such a folio cannot be evicted. madvise() waits for khugepaged.
  */
 static inline void keep_khugepaged_away(void *addr, size_t len)
 {
 	madvise(addr, len, MADV_NOHUGEPAGE);
 }
 
-/* What /proc/kpageflags says of the page that is mapped there. */
+/* Return the /proc/kpageflags of the page mapped at @addr. */
 static inline uint64_t page_flags(char *addr)
 {
 	int pagemap = open("/proc/self/pagemap", O_RDONLY);
@@ -375,12 +473,28 @@ static inline uint64_t page_flags(char *addr)
 	return flags;
 }
 
+#define KPF_REFERENCED	BIT_ULL(2)
+#define KPF_ACTIVE	BIT_ULL(6)
+
+/* Count the pages of a file that are marked as accessed; to map them marks none. */
+static inline long count_accessed(int fd, long pages)
+{
+	char *p = mmap(NULL, pages * psize(), PROT_READ, MAP_SHARED, fd, 0);
+	long nr = 0;
+
+	for (long i = 0; p != MAP_FAILED && i < pages; i++) {
+		FORCE_READ(p[i * psize()]);
+		nr += !!(page_flags(p + i * psize()) & (KPF_REFERENCED | KPF_ACTIVE));
+	}
+	return nr;
+}
+
 static inline bool is_large(char *addr)
 {
 	return page_flags(addr) & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
 }
 
-/* The signal that a child died of, or -1. */
+/* Wait for a child; return the signal that killed it, or -1. */
 static inline int died_of(pid_t pid)
 {
 	int status;
@@ -390,7 +504,7 @@ static inline int died_of(pid_t pid)
 	return WTERMSIG(status);
 }
 
-/* What somebody reads who keeps a process's memory in use. */
+/* A read of the victim's memory that holds mm_users. */
 struct pin {
 	pid_t victim;
 	struct iovec here;
@@ -406,9 +520,8 @@ static inline void *read_victim(void *arg)
 }
 
 /*
- * Starts a process that reads a page of the victim's to where a fault never
- * comes to its end: from then on the memory is in use by it as well. Returns
- * -1 if this cannot be done here.
+ * Start a process that holds mm_users of the victim: it reads the victim's
+ * memory into a page whose fault never ends. Return -1 if that is not possible.
  */
 static inline pid_t pin_memory(pid_t victim, void *addr)
 {
