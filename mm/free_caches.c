@@ -10,7 +10,6 @@
 #include <linux/sched/mm.h>
 #include <linux/shmem_fs.h>
 #include <linux/swap.h>
-#include <linux/vmstat.h>
 
 #include "internal.h"
 
@@ -24,7 +23,7 @@
  * The page cache has the only copy of what shmem, ramfs, memfd_secret, guest
  * memory and DAX hold. A mapping with ->free_folio() tracks its folios.
  *
- * Context: Any. The caller keeps the inode of @mapping alive.
+ * Context: The caller keeps the inode of @mapping alive.
  * Return: false if no folio of @mapping may be evicted.
  */
 bool mapping_evictable(struct address_space *mapping)
@@ -54,7 +53,6 @@ static bool evict_freeze(struct folio *folio)
 	    folio_trylock(folio))
 		return true;
 	folio_ref_unfreeze(folio, refs);
-
 	return false;
 }
 
@@ -184,14 +182,14 @@ static noinline int evict_pages(struct encoded_page **pages, int nr)
  * @nr: number of entries in @pages
  * @evict: also remove clean file folios without other users from the page cache
  *
- * Drop the references that an mmu_gather holds on the pages it has unmapped, and
- * the swap cache of anonymous and shmem folios without other users. A file folio
- * stays cached if it is dirty, under writeback, locked or referenced elsewhere,
- * or if mapping_evictable() is false.
+ * Drop the references that an mmu_gather holds on pages it has unmapped, and the
+ * swap cache of anonymous and shmem folios without other users. A file folio that
+ * is dirty, under writeback or locked stays, as does one of a file for which
+ * mapping_evictable() is false.
  *
- * Context: Process context. May sleep with @evict, in ->release_folio(), except
- * on s390, which holds the page-table lock. With @evict, the files that @pages
- * were mapped from must still be open.
+ * Context: Process context. With @evict, the files that @pages were mapped from
+ * must be open, and ->release_folio() may sleep, except on s390, which holds the
+ * page-table lock.
  */
 void free_pages_and_caches(struct encoded_page **pages, int nr, bool evict)
 {

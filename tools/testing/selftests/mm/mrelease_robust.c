@@ -320,9 +320,14 @@ static bool enter(enum state state, pid_t pid, pid_t tid, const int *fd)
 
 static bool has_exited(pid_t tid)
 {
-	for (int i = 0; i < 60000 && state_of(tid) && state_of(tid) != 'Z'; i++)
+	for (int i = 0; i < 60000; i++) {
+		const int state = state_of(tid);
+
+		if (!state || state == 'Z' || state == 'X')
+			return true;
 		usleep(1000);
-	return !state_of(tid) || state_of(tid) == 'Z';
+	}
+	return false;
 }
 
 FIXTURE(robust) {
