@@ -17,7 +17,6 @@
 
 #define PAGES		1024L	/* of the victim's file, and of its memory */
 #define STACK		(16 * psize())
-#define EXEC_ROUNDS	12
 
 /* Descriptors that survive execve(). */
 #define READY_FD	100
@@ -142,120 +141,13 @@ static int rounds(void)
 }
 
 /*
- * The victim shares its mm with another process and replaces it by execve() all
- * the time. The call walks the process list once, as it does without the execve().
- */
-FIXTURE(exec) {
-	struct env env;
-	pid_t crowd;
-};
-
-FIXTURE_SETUP(exec)
-{
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "needs two CPUs");
-	if (set_up(_metadata, &self->env, true, 0))
-		self->crowd = start_crowd(_metadata, 10000);
-}
-
-FIXTURE_TEARDOWN(exec)
-{
-	end_crowd(self->crowd);
-	tear_down(&self->env);
-}
-
-/*
- * In the program: share this mm at once, end the sharer of the last one, and
- * call execve() after @delay microseconds.
- */
-static int share_and_exec(const char *how, pid_t last, long delay)
-{
-	const pid_t sharer = share_mm(idle, NULL, SIGCHLD);
-	const long start = microseconds();
-	char arg[16], delay_arg[24];
-
-	if (last)
-		kill(last, SIGKILL);
-	else
-		signal(SIGCHLD, SIG_IGN);
-	if (!last && write(READY_FD, "", 1) != 1)
-		return 1;
-	if (!strcmp(how, "share"))
-		return idle(NULL);
-	snprintf(arg, sizeof(arg), "%d", sharer);
-	snprintf(delay_arg, sizeof(delay_arg), "%ld", delay);
-	while (microseconds() < start + delay)
-		;
-	execl("/proc/self/exe", how, arg, delay_arg, NULL);
-	return 1;
-}
-
-/* Of this thread, in microseconds */
-static long cpu_time(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-	return now.tv_sec * 1000000 + now.tv_nsec / 1000;
-}
-
-/* The mean of the caller's CPU time for a kill. */
-static long mean_kill(struct __test_metadata *_metadata, struct env *env, const char *how,
-		      long delay)
-{
-	long start, took, sum = 0, most = 0;
-	int ready[2], pidfd;
-	char c, arg[24];
-	pid_t pid;
-
-	snprintf(arg, sizeof(arg), "%ld", delay);
-	for (int i = 0; i < EXEC_ROUNDS; i++) {
-		ASSERT_EQ(0, pipe(ready));
-		pid = fork_into_cgroup(env, &pidfd);
-		if (!pid) {
-			run_on(true);
-			dup2(ready[1], READY_FD);
-			execl("/proc/self/exe", how, "0", arg, NULL);
-			_exit(1);
-		}
-		ASSERT_GT(pid, 0);
-		close(ready[1]);
-		ASSERT_EQ(1, read(ready[0], &c, 1));
-		close(ready[0]);
-		usleep(i * 500);
-		start = cpu_time();
-		ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
-		took = cpu_time() - start;
-		sum += took;
-		most = took > most ? took : most;
-		EXPECT_EQ(SIGKILL, died_of(pid));
-		close(pidfd);
-		/* The sharer of the last mm but one may be left. */
-		put(env->cgroup_fd, "cgroup.kill", "1");
-	}
-	TH_LOG("%s: %ld us, at most %ld", how, sum / EXEC_ROUNDS, most);
-	return sum / EXEC_ROUNDS;
-}
-
-TEST_F_TIMEOUT(exec, one_walk, TIMEOUT)
-{
-	long share, exec;
-
-	run_on(false);
-	share = mean_kill(_metadata, &self->env, "share", 0);
-	/* Several execve() during a walk, and most of the time the mm is shared. */
-	exec = mean_kill(_metadata, &self->env, "exec", share * 3 / 8);
-	EXPECT_LE(exec, 2 * share);
-}
-
-/*
  * A process that the caller may kill becomes root for good while the call is under way.
  * The call kills it only if kill(2) would at that moment.
  */
 struct becoming {
 	atomic_int ready, go;
 	_Atomic pid_t sharer;
-	long delay;			/* us from .go until it becomes root; < 0: the call waits */
+	long delay;			/* from .go until it becomes root, in us; < 0: the call waits */
 	_Atomic long root_at, seen_at;	/* seen_at: its last sign of life */
 	_Atomic long called_at, returned_at;
 };
@@ -791,8 +683,6 @@ TEST_F_TIMEOUT(evict, takes_permission, TIMEOUT)
 
 int main(int argc, char **argv)
 {
-	if (!strcmp(argv[0], "share") || !strcmp(argv[0], "exec"))
-		return share_and_exec(argv[0], atoi(argv[1]), atol(argv[2]));
 	if (!strcmp(argv[0], "become_root"))
 		return be_root(map_becoming());
 	if (!strcmp(argv[0], "leave"))
