@@ -12,52 +12,56 @@
 
 /* The pages that are mapped, by kind, and the result of the call in mrelease_end. */
 DECLARE_EVENT_CLASS(mrelease,
-	TP_PROTO(struct task_struct *task, struct mm_struct *mm, unsigned int flags,
-		 int ret),
-	TP_ARGS(task, mm, flags, ret),
-	TP_STRUCT__entry(__field(pid_t, pid)
-			 __string(comm, task->comm)
-			 __field(unsigned int, flags)
-			 __field(int, ret)
-			 __array(unsigned long, pages, NR_MM_COUNTERS)),
-	TP_fast_assign(__entry->pid = task->tgid;
-		       __assign_str(comm);
-		       __entry->flags = flags;
-		       __entry->ret = ret;
-		       for (int i = 0; i < NR_MM_COUNTERS; i++)
-			       __entry->pages[i] = get_mm_counter_sum(mm, i);),
-	TP_printk("pid=%d comm=%s flags=%#x ret=%d anon=%lu file=%lu shmem=%lu swap=%lu",
-		  __entry->pid, __get_str(comm), __entry->flags, __entry->ret,
-		  __entry->pages[MM_ANONPAGES], __entry->pages[MM_FILEPAGES],
-		  __entry->pages[MM_SHMEMPAGES], __entry->pages[MM_SWAPENTS])
+		    TP_PROTO(struct task_struct *task, struct mm_struct *mm,
+			     unsigned int flags, int ret),
+		    TP_ARGS(task, mm, flags, ret),
+		    TP_STRUCT__entry(__field(pid_t, pid)
+				 __string(comm, task->comm)
+				 __field(unsigned int, flags)
+				 __field(int, ret)
+				 __field(unsigned long, anon)
+				 __field(unsigned long, file)
+				 __field(unsigned long, shmem)
+				 __field(unsigned long, swap)),
+		    TP_fast_assign(__entry->pid = task->tgid;
+			       __assign_str(comm);
+			       __entry->flags = flags;
+			       __entry->ret = ret;
+			       __entry->anon = get_mm_counter_sum(mm, MM_ANONPAGES);
+			       __entry->file = get_mm_counter_sum(mm, MM_FILEPAGES);
+			       __entry->shmem = get_mm_counter_sum(mm, MM_SHMEMPAGES);
+			       __entry->swap = get_mm_counter_sum(mm, MM_SWAPENTS);),
+		    TP_printk("pid=%d comm=%s flags=%#x ret=%d anon=%lu file=%lu shmem=%lu swap=%lu",
+			      __entry->pid, __get_str(comm), __entry->flags, __entry->ret,
+			      __entry->anon, __entry->file, __entry->shmem, __entry->swap)
 );
 
 DEFINE_EVENT(mrelease, mrelease_start,
-	TP_PROTO(struct task_struct *task, struct mm_struct *mm, unsigned int flags,
-		 int ret),
-	TP_ARGS(task, mm, flags, ret));
+	     TP_PROTO(struct task_struct *task, struct mm_struct *mm, unsigned int flags,
+		      int ret),
+	     TP_ARGS(task, mm, flags, ret));
 
 DEFINE_EVENT(mrelease, mrelease_end,
-	TP_PROTO(struct task_struct *task, struct mm_struct *mm, unsigned int flags,
-		 int ret),
-	TP_ARGS(task, mm, flags, ret));
+	     TP_PROTO(struct task_struct *task, struct mm_struct *mm, unsigned int flags,
+		      int ret),
+	     TP_ARGS(task, mm, flags, ret));
 
 /* Neighbouring folios of a file: pages evicted, folios that stay cached. */
 TRACE_EVENT(mrelease_evict,
-	TP_PROTO(struct address_space *mapping, unsigned long evicted,
-		 unsigned int refused),
-	TP_ARGS(mapping, evicted, refused),
-	TP_STRUCT__entry(__field(dev_t, s_dev)
+	    TP_PROTO(struct address_space *mapping, unsigned long evicted,
+		     unsigned int refused),
+	    TP_ARGS(mapping, evicted, refused),
+	    TP_STRUCT__entry(__field(dev_t, s_dev)
 			 __field(u64, i_ino)
 			 __field(unsigned long, evicted)
 			 __field(unsigned int, refused)),
-	TP_fast_assign(__entry->s_dev = mapping->host->i_sb->s_dev;
+	    TP_fast_assign(__entry->s_dev = mapping->host->i_sb->s_dev;
 		       __entry->i_ino = mapping->host->i_ino;
 		       __entry->evicted = evicted;
 		       __entry->refused = refused;),
-	TP_printk("dev %d:%d ino %llx evicted=%lu refused=%u",
-		  MAJOR(__entry->s_dev), MINOR(__entry->s_dev), __entry->i_ino,
-		  __entry->evicted, __entry->refused)
+	    TP_printk("dev %d:%d ino %llx evicted=%lu refused=%u",
+		      MAJOR(__entry->s_dev), MINOR(__entry->s_dev), __entry->i_ino,
+		      __entry->evicted, __entry->refused)
 );
 
 #endif /* _TRACE_MRELEASE_H */

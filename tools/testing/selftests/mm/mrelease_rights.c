@@ -146,10 +146,10 @@ static int rounds(void)
  */
 struct becoming {
 	atomic_int ready, go;
-	_Atomic pid_t sharer;
-	long delay;			/* from .go until it becomes root, in us; < 0: the call waits */
-	_Atomic long root_at, seen_at;	/* seen_at: its last sign of life */
-	_Atomic long called_at, returned_at;
+	atomic_int sharer;		/* its PID */
+	long delay;			/* us from .go until it becomes root; < 0: the call waits */
+	atomic_long root_at, seen_at;	/* seen_at: its last sign of life */
+	atomic_long called_at, returned_at;
 };
 
 /* Between the signal and the return to user mode of its target. */
@@ -337,7 +337,7 @@ TEST_F_TIMEOUT(root_for_good, is_not_killed, TIMEOUT)
 
 struct leaver {
 	atomic_int pid;
-	_Atomic long left_at;
+	atomic_long left_at;
 	char *stack;
 };
 

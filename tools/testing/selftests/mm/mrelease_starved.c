@@ -22,7 +22,7 @@
 #include "mrelease_util.h"
 #include "../pidfd/pidfd.h"
 
-#define MIB		(1L << 20)
+#define MIB		(1024L * 1024)
 #define FILE_PAGES	(64 * MIB / psize())
 #define LOOPS		4	/* as many as it takes to starve a victim */
 #define LOOP_DELAY	4000	/* us from the call to the loops */
@@ -888,8 +888,9 @@ FIXTURE_TEARDOWN(starved)
 }
 
 /* Its result is -1 if the victim cannot be brought into the state. */
-static struct call make_one_call(struct __test_metadata *_metadata, FIXTURE_DATA(starved) *self,
-		      const FIXTURE_VARIANT(starved) *variant, bool idle)
+static struct call make_one_call(struct __test_metadata *_metadata,
+				 struct _test_data_starved *self,
+				 const struct _fixture_variant_starved *variant, bool idle)
 {
 	const cpu_set_t *caller = variant->one_cpu ? &there : &here;
 	struct call call = {
@@ -1516,7 +1517,7 @@ static void write_to_fuse(void)
 
 /* The call, and the time it takes at most. */
 static void call_beside_silent_server(struct __test_metadata *_metadata,
-				      FIXTURE_DATA(hangs) *self, struct call *call)
+				      struct _test_data_hangs *self, struct call *call)
 {
 	bool late;
 
@@ -1532,7 +1533,7 @@ static void call_beside_silent_server(struct __test_metadata *_metadata,
 	check_wait(_metadata, call);
 }
 
-static void dirty_and_start(struct __test_metadata *_metadata, FIXTURE_DATA(hangs) *self)
+static void dirty_and_start(struct __test_metadata *_metadata, struct _test_data_hangs *self)
 {
 	const struct role role = { .prepare = write_to_fuse };
 

@@ -384,7 +384,8 @@ static inline long lru_batches(void)
  */
 static inline void drain_lru_batches(void)
 {
-	static char page[1 << 16] __attribute__((aligned(1 << 16)));
+	static char pages[2 << 16];
+	char *page = (char *)(((uintptr_t)pages + 0xffff) & ~0xffffUL);
 	cpu_set_t all, own, one;
 
 	sched_getaffinity(0, sizeof(own), &own);
