@@ -1546,30 +1546,47 @@ TEST_F_TIMEOUT(device, parents_memory_stays, TIMEOUT)
 }
 
 /*
- * The device reads half of the time, with the lock held that its notifier takes.
- * Until the notifier has taken it, the contents must be right.
+ * The device reads, with the lock held that its notifier takes, on the last CPU and
+ * only when that is idle. Until the notifier has taken it, the contents must be right.
  */
 static void keep_reading(int fd, char *addr, int ready)
 {
 	char *data = map_anon(MIRROR_PAGES, MAP_PRIVATE);
-	long start;
+	struct sched_param idle = { };
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	for (bool first = true; ; first = false) {
-		start = microseconds();
-		if (mirror(fd, HMM_DMIRROR_READ, addr, data, MIRROR_PAGES)) {
-			start -= microseconds();
-			if (!filled_pages(data, 0, first ? MIRROR_PAGES : 1, 1))
-				_exit(2);
-			usleep(-start);
-		} else if (first) {
-			_exit(1);
-		} else {
-			/* The memory is gone. */
-			pause();
+	run_on(true);
+	if (sched_setscheduler(0, SCHED_IDLE, &idle) ||
+	    !mirror(fd, HMM_DMIRROR_READ, addr, data, MIRROR_PAGES) ||
+	    !filled_pages(data, 0, MIRROR_PAGES, 1) || write(ready, "", 1) != 1)
+		_exit(1);
+	while (mirror(fd, HMM_DMIRROR_READ, addr, data, MIRROR_PAGES)) {
+		if (!filled_pages(data, 0, 1, 1))
+			_exit(2);
+	}
+	/* The memory is gone. */
+	pause();
+}
+
+/* What runs idle on the last CPU stops where it is, perhaps with a lock held. */
+static void start_loops(pid_t *loops, int nr)
+{
+	while (nr--) {
+		loops[nr] = fork();
+		if (!loops[nr]) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			run_on(true);
+			for (;;)
+				;
 		}
-		if (first && write(ready, "", 1) != 1)
-			_exit(1);
+	}
+}
+
+static void end_loops(pid_t *loops, int nr)
+{
+	while (nr--) {
+		kill(loops[nr], SIGKILL);
+		waitpid(loops[nr], NULL, 0);
 	}
 }
 
@@ -1583,7 +1600,7 @@ static bool gone(int pidfd)
 TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 {
 	int pidfd, ready[2], mirror_fd, ret;
-	pid_t pid, reader, pin;
+	pid_t pid, reader, pin, loops[4];
 	bool seen = false;
 	char c;
 
@@ -1605,9 +1622,11 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 		close(ready[1]);
 		ASSERT_EQ(1, read(ready[0], &c, 1));
 		close(ready[0]);
-		usleep(i * 100);
+		start_loops(loops, ARRAY_SIZE(loops));
+		usleep(20000 + i * 100);
 
 		ret = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL);
+		end_loops(loops, ARRAY_SIZE(loops));
 		if (ret == EAGAIN) {
 			seen = true;
 			ASSERT_TRUE(await(gone(pidfd)));
