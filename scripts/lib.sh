@@ -7,7 +7,16 @@ set -eu -o pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$top/build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mrelease
-series_dir=$top/patches/${SERIES:-7.2}
+# The kernel series, a directory of patches/. What is built for another one than the
+# reference has its name behind a dash.
+reference=7.3
+series=${SERIES:-$reference}
+series_dir=$top/patches/$series
+suffix=
+[ "$series" = "$reference" ] || suffix=-$series
+linux=$build/linux$suffix
+linux_name=${linux#"$top/"}
+all_series() { printf '%s\n' "$top"/patches/*/series | sed 's,/series$,,; s,.*/,,' | sort -V; }
 export LC_ALL=C
 # make exports what stands on its command line. A make that a script starts must
 # not take that for its own command line.

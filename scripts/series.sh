@@ -7,12 +7,16 @@
 # repository under its kernel path, arrives whole in one commit, and no other
 # commit changes it; a patch holds only changes to the kernel's files.
 #
+# A series for another kernel stores only what differs. Its series file names patches
+# of its own, and then the series that it goes on with: "from 7.3". A patch of its own
+# with the name of one of those is laid over it: what it says of a file, if only
+# "diff --git" without a change, replaces what that one says of the file. It has a
+# message only if that differs.
+#
 # A commit whose subject begins with "not mailed: " is no part of the series that
 # make series and make apply hand out. Such commits stand last.
 # shellcheck shell=bash
 
-linux=$build/linux
-series_name=${series_dir#"$top/"}
 
 # One user at a time, with one temporary directory.
 exec 9>"$build/lock"
@@ -34,22 +38,72 @@ kernel_version() {
 		print x["EXTRAVERSION"] }'
 }
 
-# The lines of the series file of repository $1, without comments.
-series_lines() { sed 's/#.*//; /^[[:space:]]*$/d' "$1/$series_name/series"; }
+# series_lines REPOSITORY SERIES: the lines of its series file, without comments.
+series_lines() { sed 's/#.*//; /^[[:space:]]*$/d' "$1/patches/$2/series"; }
 
-# The files that the series of repository $1 consists of.
+# goes_on_with REPOSITORY SERIES: the series that it names with "from", if any.
+goes_on_with() { series_lines "$1" "$2" | sed -n 's/^from //p'; }
+
+# series_files REPOSITORY [SERIES]: the files that the series consists of.
 series_files() {
-	echo "$series_name/series"
-	series_lines "$1" | awk -v dir="$series_name" '{
-		print dir "/" $1
-		for (i = 2; i <= NF; i++)
-			print $i
-	}'
+	local repo=$1 name=${2:-$series} from
+	(cd "$repo" && find "patches/$name" -name series -o -name '*.patch')
+	series_lines "$repo" "$name" | awk '$1 != "from" { for (i = 2; i <= NF; i++) print $i }'
+	from=$(goes_on_with "$repo" "$name")
+	[ -z "$from" ] || series_files "$repo" "$from"
+}
+
+# lay_over PATCH OTHER: print PATCH with what OTHER says of the same files instead.
+lay_over() {
+	[ -e "$2" ] || { cat "$1"; return; }
+	awk '
+	FNR == 1 { file = "" }
+	/^diff --git / { file = $0 }
+	NR == FNR {
+		if (!(file in text))
+			names[++n] = file
+		else
+			changes[file] = 1
+		text[file] = text[file] $0 "\n"
+		next
+	}
+	FNR == 1 && "" in text { printf "%s", text[""] }
+	!(file in text)
+	END {
+		for (i = 1; i <= n; i++)
+			if (names[i] in changes && names[i] != "")
+				printf "%s", text[names[i]]
+	}' "$2" "$1"
+}
+
+# expand REPOSITORY SERIES DIRECTORY: write the series there as if it stood alone: all
+# patches whole, and a series file.
+expand() {
+	local repo=$1 name=$2 out=$3 patch files
+	[ -f "$repo/patches/$name/series" ] || die "there is no patches/$name/series"
+	mkdir -p "$out"
+	series_lines "$repo" "$name" >"$out/lines"
+	while read -r patch files; do
+		if [ "$patch" = from ]; then
+			expand "$repo" "$files" "$out/from"
+			while read -r patch files; do
+				lay_over "$out/from/$patch" "$repo/patches/$name/$patch" >"$out/$patch"
+				echo "$patch $files"
+			done <"$out/from/series"
+		else
+			cp "$repo/patches/$name/$patch" "$out/"
+			echo "$patch $files"
+		fi
+	done <"$out/lines" >"$out/series"
+	for patch in "$repo/patches/$name"/*.patch; do
+		[ ! -e "$patch" ] || [ -e "$out/${patch##*/}" ] ||
+			die "no line of a series file names ${patch#"$repo/"}"
+	done
 }
 
 # One word for these files' names, contents and modes. Equal words, equal commits.
 series_key() {
-	series_files "$1" | tar c -C "$1" --mtime=@0 --mode=go= --owner=0 --group=0 \
+	series_files "$1" | sort -u | tar c -C "$1" --mtime=@0 --mode=go= --owner=0 --group=0 \
 		--numeric-owner -T - | sha256sum | cut -c 1-64
 }
 
@@ -100,13 +154,14 @@ commit_mail() {
 compose() {
 	local repo=$1 base=$2 ref=$3 commit=$2 version git_dir patch files file not_mailed=''
 	local -x GIT_INDEX_FILE=$tmp/index
-	[ -f "$repo/$series_name/series" ] || die "there is no $series_name/series"
+	rm -rf "$tmp/series"
+	expand "$repo" "$series" "$tmp/series"
 	version="Linux $(git cat-file blob "$base:Makefile" | kernel_version)"
 	git_dir=$(git rev-parse --absolute-git-dir)
 	git read-tree "$base"
 	while read -r patch files; do
-		git mailinfo -b "$tmp/message" "$tmp/diff" <"$repo/$series_name/$patch" >"$tmp/info" ||
-			die "$series_name/$patch is not there, or is not a mail"
+		git mailinfo -b "$tmp/message" "$tmp/diff" <"$tmp/series/$patch" >"$tmp/info" ||
+			die "patches/$series/$patch is not there, or is not a mail"
 		if grep -q '^Subject: not mailed: ' "$tmp/info"; then
 			not_mailed=$patch
 		elif [ -n "$not_mailed" ]; then
@@ -117,7 +172,7 @@ compose() {
 				die "$patch changes $file, which $version does not have." \
 					"An own file stands whole under its kernel path, and no patch changes it"
 		done < <(sed -n 's,^diff --git a/.* b/,,p' "$tmp/diff")
-		apply_diff "$tmp/diff" || die "$series_name/$patch does not apply to $version"
+		apply_diff "$tmp/diff" || die "patches/$series/$patch does not apply to $version"
 		for file in $files; do
 			[ -e "$repo/$file" ] || [ -L "$repo/$file" ] ||
 				die "$patch brings $file, which is not here"
@@ -127,7 +182,7 @@ compose() {
 				update-index --add -- "$file"
 		done
 		commit=$(commit_mail "$commit")
-	done < <(series_lines "$repo")
+	done <"$tmp/series/series"
 	git update-ref "$ref" "$commit"
 }
 
