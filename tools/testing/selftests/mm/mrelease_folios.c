@@ -365,7 +365,7 @@ static char *touch(struct victim *v, char *file)
 		perror("MADV_COLLAPSE");
 	keep_khugepaged_away(file, len);
 	v->report->large = is_large(file + len / 2);
-	v->report->huge = pmd && check_huge_file(file, len / pmd, pmd);
+	v->report->huge = pmd && check_huge_file(file, len, len / pmd, pmd);
 	return file;
 }
 
