@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 # VARIANT, CONFIG, SERIES, KSRC, FETCH, FORCE and the like reach the scripts through
-# the environment: make exports what stands on its command line. SERIES=7.2 is the
-# directory of patches/ to use.
+# the environment: make exports what stands on its command line. SERIES=6.12 takes
+# the kernel and the series of patches/6.12, in all that follows.
 
 help:		## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 bench:		## what it costs, base against series: report.html, summary.md (ROW= BOOTS=2)
 	@bench/run
@@ -12,8 +12,11 @@ bench:		## what it costs, base against series: report.html, summary.md (ROW= BOO
 demo:		## base and series side by side: what one call frees (REPEAT=5 CPUS=2 MEMORY=)
 	@demo/run
 
-check:		## all tests (ARCH="x86_64 arm64 s390" COMPILE= CONFIG=fast+fs CONFIGS=)
+check:		## all tests (SERIES= OTHERS= ARCH="x86_64 arm64" COMPILE= CONFIG= CONFIGS=)
 	@scripts/check
+
+check-all:	## on all kernels, architectures and configurations: some hours
+	@scripts/check-all
 
 configs:	## ours without SWAP, SMP, THP, MEMCG, with NUMA, PREEMPT, PREEMPT_RT
 	@ARCH= CONFIGS="$${CONFIGS:-noswap nosmp nothp nomemcg numa preempt rt}" scripts/check
@@ -21,7 +24,7 @@ configs:	## ours without SWAP, SMP, THP, MEMCG, with NUMA, PREEMPT, PREEMPT_RT
 unit:		## the unit tests, without a guest: a minute or two
 	@scripts/unit
 
-image:		## a kernel (VARIANT=base|series CONFIG=fast|debug ARCH=x86_64|arm64|s390|um)
+image:		## a kernel (VARIANT=base|series CONFIG=fast|debug ARCH=, see guest/arch)
 	@scripts/image
 
 tree:		## build/linux: the kernel and the series as commits (KSRC= FETCH=1 FORCE=1)
@@ -48,4 +51,4 @@ clean:		## remove what was built and measured, but not build/linux
 distclean:	## remove build/ with what is not refreshed, and the cache
 	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"
 
-.PHONY: help demo check configs bench unit image tree refresh series apply revert lint clean distclean
+.PHONY: help demo check check-all configs bench unit image tree refresh series apply revert lint clean distclean

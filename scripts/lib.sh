@@ -7,15 +7,17 @@ set -eu -o pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$top/build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mrelease
-# The kernel series, a directory of patches/. What is built for another one than the
-# reference has its name behind a dash.
+# use_series NAME: a directory of patches/, for this script and what it calls. What is
+# built for another one than the reference has its name behind a dash.
 reference=7.3
-series=${SERIES:-$reference}
-series_dir=$top/patches/$series
-suffix=
-[ "$series" = "$reference" ] || suffix=-$series
-linux=$build/linux$suffix
-linux_name=${linux#"$top/"}
+use_series() {
+	export SERIES=$1
+	series=$1 series_dir=$top/patches/$1 suffix=
+	[ "$1" = "$reference" ] || suffix=-$1
+	linux=$build/linux$suffix
+	linux_name=${linux#"$top/"}
+}
+use_series "${SERIES:-$reference}"
 all_series() { printf '%s\n' "$top"/patches/*/series | sed 's,/series$,,; s,.*/,,' | sort -V; }
 export LC_ALL=C
 # make exports what stands on its command line. A make that a script starts must

@@ -129,20 +129,9 @@ static pid_t run(int (*fn)(void *), long nr, int flags)
 	return pid;
 }
 
-static char state_of(const char *pid)
-{
-	char path[32], text[512] = "", *p;
-
-	snprintf(path, sizeof(path), "/proc/%s/stat", pid);
-	if (!read_file(path, text, sizeof(text)))
-		return 0;
-	p = strrchr(text, ')');
-	return p && p[1] ? p[2] : 0;
-}
-
 static int serve_without_leader(void *nr)
 {
-	while (state_of("self") != 'Z')
+	while (state_of(0) != 'Z')
 		usleep(1000);
 	return serve(nr);
 }
@@ -960,23 +949,13 @@ TEST(global_init_is_not_killed)
 	EXPECT_EQ(EPERM, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	ASSERT_TRUE(read_file("/proc/1/statm", after, sizeof(after)));
 	EXPECT_STREQ(before, after);
-	EXPECT_NE('Z', state_of("1"));
+	EXPECT_NE('Z', state_of(1));
 	close(pidfd);
 }
 
 /*
  * States of the victim.
  */
-static bool wait_for_state(struct proc *p, char state)
-{
-	char pid[16];
-
-	snprintf(pid, sizeof(pid), "%d", p->pid);
-	for (int i = 0; i < 10000 && state_of(pid) != state; i++)
-		usleep(1000);
-	return state_of(pid) == state;
-}
-
 static int spin(void)
 {
 	for (;;)
@@ -986,7 +965,7 @@ static int spin(void)
 
 static bool keep_busy(struct env *env)
 {
-	return tell(&procs[0], CUE) && wait_for_state(&procs[0], 'R');
+	return tell(&procs[0], CUE) && wait_for_state(procs[0].pid, 'R');
 }
 
 static bool trace(struct env *env)
@@ -1008,22 +987,6 @@ static bool stop_tracing(struct env *env)
 	return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 }
 
-static bool freeze_cgroup(struct env *env)
-{
-	char text[64] = "";
-	char path[PATH_MAX + 16];
-
-	snprintf(path, sizeof(path), "%s/cgroup.events", env->cgroup);
-	if (!put(env->cgroup_fd, "cgroup.freeze", "1"))
-		return false;
-	for (int i = 0; i < 10000 && !strstr(text, "frozen 1"); i++) {
-		usleep(1000);
-		if (!read_file(path, text, sizeof(text)))
-			return false;
-	}
-	return strstr(text, "frozen 1");
-}
-
 /* Thaws the file system even if the test dies. */
 static pid_t keeper;
 
@@ -1043,13 +1006,13 @@ static bool freeze_file_system(struct env *env)
 		_exit(0);
 	}
 	return !ioctl(env->fd, FIFREEZE, 0) && tell(&procs[0], CUE) &&
-	       wait_for_state(&procs[0], 'D');
+	       wait_for_state(procs[0].pid, 'D');
 }
 
 static bool thaw_file_system(struct env *env)
 {
 	/* The victim cannot have freed its memory. */
-	bool waits = wait_for_state(&procs[0], 'D');
+	bool waits = wait_for_state(procs[0].pid, 'D');
 
 	if (ioctl(env->fd, FITHAW, 0))
 		waits = false;

@@ -179,28 +179,6 @@ static void be_victim(const struct plan *plan, int fd)
 /*
  * In the test.
  */
-static char state_of(pid_t tid)
-{
-	char path[32], state = 0;
-	FILE *stat;
-
-	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
-	stat = fopen(path, "r");
-	if (stat) {
-		if (fscanf(stat, "%*d (%*[^)]) %c", &state) != 1)
-			state = 0;
-		fclose(stat);
-	}
-	return state;
-}
-
-static bool wait_for_state(pid_t tid, char state)
-{
-	for (int i = 0; i < 20000 && state_of(tid) != state; i++)
-		usleep(1000);
-	return state_of(tid) == state;
-}
-
 /* Anonymous memory that a process has mapped, in pages, or -1. */
 static long anonymous(pid_t pid)
 {

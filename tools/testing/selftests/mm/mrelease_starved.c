@@ -112,23 +112,6 @@ static bool choose_cpus(void)
 	return CPU_COUNT(&all) > 1;
 }
 
-static bool wait_for_state(pid_t pid, pid_t tid, char state)
-{
-	char path[64], text[512], *p;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
-	for (int i = 0; i < 10000; i++) {
-		memset(text, 0, sizeof(text));
-		if (!read_file(path, text, sizeof(text)))
-			return false;
-		p = strrchr(text, ')');
-		if (p && p[1] && p[2] == state)
-			return true;
-		usleep(1000);
-	}
-	return false;
-}
-
 /*
  * Busy loops: threads of one process, so that they are charged little.
  */
@@ -461,22 +444,7 @@ static bool weigh_little(struct env *env)
 
 static bool stop(struct env *env)
 {
-	return !kill(victim.pid, SIGSTOP) && wait_for_state(victim.pid, victim.pid, 'T');
-}
-
-static bool freeze_cgroup(struct env *env)
-{
-	char path[PATH_MAX + 16], text[64] = "";
-
-	snprintf(path, sizeof(path), "%s/cgroup.events", env->cgroup);
-	if (!put(env->cgroup_fd, "cgroup.freeze", "1"))
-		return false;
-	for (int i = 0; i < 10000 && !strstr(text, "frozen 1"); i++) {
-		usleep(1000);
-		if (!read_file(path, text, sizeof(text)))
-			return false;
-	}
-	return strstr(text, "frozen 1");
+	return !kill(victim.pid, SIGSTOP) && wait_for_state(victim.pid, 'T');
 }
 
 static void thaw_cgroup(struct env *env)
@@ -577,7 +545,7 @@ static void thaw_file_system(struct env *env)
 static bool act_on_frozen(struct env *env)
 {
 	return freeze_file_system(env) && cue() &&
-	       wait_for_state(victim.pid, victim.pid, 'D');
+	       wait_for_state(victim.pid, 'D');
 }
 
 /* Without a lock of the mm */
@@ -619,7 +587,7 @@ static void unmap_beside_fault(void)
 		_exit(1);
 	while (!tid)
 		usleep(1000);
-	if (wait_for_state(getpid(), tid, 'D'))
+	if (wait_for_state(tid, 'D'))
 		munmap(victim.anon, victim.len + psize());
 }
 
@@ -661,7 +629,7 @@ static bool act_on_frozen_with_writer(struct env *env)
 	if (read(sock[0], &c, 1) != 1 || !act_on_frozen(env) || write(sock[0], "", 1) != 1)
 		return false;
 	close(sock[0]);
-	return wait_for_state(writer, writer, 'D');
+	return wait_for_state(writer, 'D');
 }
 
 static void end_writer(struct env *env)
@@ -1546,7 +1514,7 @@ static void kill_and_wait(struct __test_metadata *_metadata)
 {
 	ASSERT_EQ(0, kill(victim.pid, SIGKILL));
 	usleep(300000);
-	ASSERT_TRUE(wait_for_state(victim.pid, victim.pid, 'D'));
+	ASSERT_TRUE(wait_for_state(victim.pid, 'D'));
 }
 
 TEST_F_TIMEOUT(hangs, not_without_flag_after_sigkill, TIMEOUT)
@@ -1582,7 +1550,7 @@ TEST_F_TIMEOUT(hangs, not_for_the_first_or_second_call, TIMEOUT)
 	call_beside_silent_server(_metadata, self, &first);
 	EXPECT_EQ(0, first.result);
 	check_free(_metadata, first.usage, FUSE_PAGES * psize(), 0);
-	ASSERT_TRUE(wait_for_state(victim.pid, victim.pid, 'D'));
+	ASSERT_TRUE(wait_for_state(victim.pid, 'D'));
 	call_beside_silent_server(_metadata, self, &second);
 	EXPECT_EQ(0, second.result);
 	EXPECT_LE(second.slept, 300 * 1000);

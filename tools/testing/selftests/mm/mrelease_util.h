@@ -496,6 +496,41 @@ static inline bool is_large(char *addr)
 }
 
 /* Wait for a child; return the signal that killed it, or -1. */
+/* The state of a task as /proc has it. 0 means this process. */
+static inline char state_of(pid_t tid)
+{
+	char path[32] = "/proc/self/stat", text[512] = "", *p;
+
+	if (tid)
+		snprintf(path, sizeof(path), "/proc/%d/stat", tid);
+	if (!read_file(path, text, sizeof(text)))
+		return 0;
+	p = strrchr(text, ')');
+	return p && p[1] ? p[2] : 0;
+}
+
+static inline bool wait_for_state(pid_t tid, char state)
+{
+	for (int i = 0; i < 20000 && state_of(tid) != state; i++)
+		usleep(1000);
+	return state_of(tid) == state;
+}
+
+static inline bool freeze_cgroup(struct env *env)
+{
+	char path[PATH_MAX + 16], text[64] = "";
+
+	snprintf(path, sizeof(path), "%s/cgroup.events", env->cgroup);
+	if (!put(env->cgroup_fd, "cgroup.freeze", "1"))
+		return false;
+	for (int i = 0; i < 10000 && !strstr(text, "frozen 1"); i++) {
+		usleep(1000);
+		if (!read_file(path, text, sizeof(text)))
+			return false;
+	}
+	return strstr(text, "frozen 1");
+}
+
 static inline int died_of(pid_t pid)
 {
 	int status;
