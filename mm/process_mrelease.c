@@ -355,9 +355,9 @@ static void kill_mm_user(struct task_struct *p)
  * A caller can be starved as soon as the locks are dropped. The OOM killer
  * waits for the memory of an OOM victim, so the OOM reaper is queued before.
  *
- * Return 0, -ESRCH if there is no memory to free, -ENOMEM if the sharers could
- * not be collected, or the error of check_kill_mrelease(). No process is killed
- * in case of an error.
+ * Return 0, -ESRCH if the victim has no mm and no earlier call has killed it,
+ * -ENOMEM if the sharers could not be collected, or the error of
+ * check_kill_mrelease(). No process is killed in case of an error.
  */
 static int kill_sharers(struct task_struct *task, struct mrelease_victim *victim)
 {

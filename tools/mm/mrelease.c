@@ -112,7 +112,7 @@ struct victim {
 	pid_t pid;
 	int pidfd, dir;
 	char name[64];
-	bool init;			/* of a PID namespace */
+	int rank;			/* of its kill, from high to low; see get_rank() */
 	bool stopped;			/* by us */
 	enum state state;
 	int error;
@@ -356,10 +356,30 @@ static unsigned long long field(const char *text, const char *name)
 	return 0;
 }
 
+/*
+ * A process that dies with the init of its PID namespace, or with its parent in an outer
+ * namespace, does not have its files evicted. So the deepest namespace comes first, and
+ * an init last of its namespace.
+ */
+static int get_rank(char *nspid)
+{
+	int depth = 0;
+	char *last = NULL;
+
+	if (!nspid)
+		return 0;
+	nspid[strcspn(nspid + 1, "\n") + 1] = 0;
+	for (char *p = nspid; (p = strchr(p, '\t')); p++) {
+		last = p;
+		depth++;
+	}
+	return 2 * depth + !(last && atoi(last) == 1);
+}
+
 static struct victim *new_victim(pid_t pid, int pidfd, int *error)
 {
 	struct victim *v = calloc(1, sizeof(*v));
-	char path[32], *text, *p;
+	char path[32], *text;
 
 	*error = ENOMEM;
 	if (!v)
@@ -393,12 +413,7 @@ static struct victim *new_victim(pid_t pid, int pidfd, int *error)
 		*error = errno == ENOENT ? ESRCH : errno;
 		goto none;
 	}
-	p = strstr(text, "\nNSpid:");
-	if (p) {
-		p[strcspn(p + 1, "\n") + 1] = 0;
-		p = strrchr(p, '\t');
-		v->init = p && atoi(p) == 1;
-	}
+	v->rank = get_rank(strstr(text, "\nNSpid:"));
 	free(text);
 	return v;
 none:
@@ -866,15 +881,15 @@ static void work_on(struct victim *v)
 	v->dir = -1;
 }
 
-/* The victims from this one on that are still to be done, inits or others. */
-static struct { size_t next; bool inits; long threads; } work;
+/* The victims from this one on of this rank and above are still to be done. */
+static struct { size_t next; int rank; long threads; } work;
 
 static struct victim *next_victim(void)
 {
 	while (work.next < nr_victims) {
 		struct victim *v = victims[work.next++];
 
-		if (v->state == NEW && (!v->init || work.inits)) {
+		if (v->state == NEW && v->rank >= work.rank) {
 			v->state = RUNNING;
 			return v;
 		}
@@ -912,7 +927,7 @@ static void progress(void)
 }
 
 /* False if the time was too short. Then workers may still be at it. */
-static bool work_on_all(bool inits)
+static bool work_on_all(int rank)
 {
 	pthread_t thread;
 	long todo = 0;
@@ -920,9 +935,9 @@ static bool work_on_all(bool inits)
 
 	pthread_mutex_lock(&work_lock);
 	work.next = 0;
-	work.inits = inits;
+	work.rank = rank;
 	for (size_t i = 0; i < nr_victims; i++)
-		todo += victims[i]->state == NEW && (!victims[i]->init || inits);
+		todo += victims[i]->state == NEW && victims[i]->rank >= rank;
 	while (work.threads < (todo < opt.jobs ? todo : opt.jobs) &&
 	       !pthread_create(&thread, NULL, worker, NULL)) {
 		pthread_detach(thread);
@@ -1346,6 +1361,22 @@ static void thaw_all(void)
 			send(victims[i]->pidfd, SIGCONT);
 }
 
+static bool work_by_rank(void)
+{
+	bool ok = true;
+	int rank;
+
+	do {
+		rank = -1;
+		for (size_t i = 0; i < nr_victims; i++) {
+			if (victims[i]->state == NEW && victims[i]->rank > rank)
+				rank = victims[i]->rank;
+		}
+		ok = rank < 0 || work_on_all(rank);
+	} while (ok && rank >= 0);
+	return ok;
+}
+
 static bool kill_cgroup(const char *path)
 {
 	struct pids pids = { 0 };
@@ -1365,7 +1396,7 @@ static bool kill_cgroup(const char *path)
 		add_from_cgroup(&pids);
 		if (cgroup.incomplete)
 			complain("%s: not all processes: %s", path, strerror(EMFILE));
-		ok = work_on_all(true) && !cgroup.incomplete;
+		ok = work_on_all(0) && !cgroup.incomplete;
 		free(pids.pid);
 		return ok;
 	}
@@ -1384,11 +1415,7 @@ static bool kill_cgroup(const char *path)
 			}
 			continue;
 		}
-		/*
-		 * The end of an init kills its namespace, but frees only what
-		 * an exit does: so it is the last.
-		 */
-		ok = work_on_all(false) && work_on_all(true);
+		ok = work_by_rank();
 
 		for (size_t i = 0; i < nr_victims; i++)
 			failed |= victims[i]->state == DONE && victims[i]->error &&
@@ -1730,7 +1757,7 @@ int main(int argc, char **argv)
 			ok = add_matching(opt.match);
 		for (; optind < argc; optind++)
 			ok &= add_pid(argv[optind]);
-		ok &= work_on_all(true);
+		ok &= work_on_all(0);
 	}
 	status = report(ok);
 	/* Without waiting for a worker that is stuck in the kernel. */
