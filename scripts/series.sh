@@ -8,7 +8,8 @@
 # commit changes it; a patch holds only changes to the kernel's files.
 #
 # A series for another kernel stores only what differs. Its series file names patches
-# of its own, and then the series that it goes on with: "from 7.3". A patch of its own
+# of its own, and then the series that it goes on with: "from 7.3". Before that,
+# "without PATCH" leaves one of that series out. A patch of its own
 # with the name of one of those is laid over it: what it says of a file, if only
 # "diff --git" without a change, replaces what that one says of the file. It has a
 # message only if that differs.
@@ -48,7 +49,7 @@ goes_on_with() { series_lines "$1" "$2" | sed -n 's/^from //p'; }
 series_files() {
 	local repo=$1 name=${2:-$series} from
 	(cd "$repo" && find "patches/$name" -name series -o -name '*.patch')
-	series_lines "$repo" "$name" | awk '$1 != "from" { for (i = 2; i <= NF; i++) print $i }'
+	series_lines "$repo" "$name" | awk '!/^(from|without) / { for (i = 2; i <= NF; i++) print $i }'
 	from=$(goes_on_with "$repo" "$name")
 	[ -z "$from" ] || series_files "$repo" "$from"
 }
@@ -79,14 +80,17 @@ lay_over() {
 # expand REPOSITORY SERIES DIRECTORY: write the series there as if it stood alone: all
 # patches whole, and a series file.
 expand() {
-	local repo=$1 name=$2 out=$3 patch files
+	local repo=$1 name=$2 out=$3 patch files without=''
 	[ -f "$repo/patches/$name/series" ] || die "there is no patches/$name/series"
 	mkdir -p "$out"
 	series_lines "$repo" "$name" >"$out/lines"
 	while read -r patch files; do
-		if [ "$patch" = from ]; then
+		if [ "$patch" = without ]; then
+			without+=" $files "
+		elif [ "$patch" = from ]; then
 			expand "$repo" "$files" "$out/from"
 			while read -r patch files; do
+				[[ $without != *" $patch "* ]] || continue
 				lay_over "$out/from/$patch" "$repo/patches/$name/$patch" >"$out/$patch"
 				echo "$patch $files"
 			done <"$out/from/series"
