@@ -38,7 +38,7 @@ static struct address_space *mapping_of(struct kunit *test)
 /* Add a clean folio that only the page cache, or an LRU batch, references. */
 static struct folio *add_folio(struct kunit *test, pgoff_t index, unsigned int order)
 {
-	struct folio *folio = filemap_alloc_folio(GFP_KERNEL, order, NULL);
+	struct folio *folio = folio_alloc(GFP_KERNEL, order);
 
 	KUNIT_ASSERT_NOT_NULL(test, folio);
 	KUNIT_ASSERT_EQ(test, 0, filemap_add_folio(mapping_of(test), folio, index,
@@ -423,12 +423,12 @@ static void clear_dirty(struct kunit *test, struct folio *folio)
 
 static void set_writeback(struct kunit *test, struct folio *folio)
 {
-	set_bit(PG_writeback, &folio->flags.f);
+	set_bit(PG_writeback, folio_flags(folio, 0));
 }
 
 static void clear_writeback(struct kunit *test, struct folio *folio)
 {
-	clear_bit(PG_writeback, &folio->flags.f);
+	clear_bit(PG_writeback, folio_flags(folio, 0));
 }
 
 static void lock(struct kunit *test, struct folio *folio)
