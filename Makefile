@@ -12,13 +12,13 @@ bench:		## what it costs, base against series: report.html, summary.md (ROW= BOO
 demo:		## base and series side by side: what one call frees (REPEAT=5 CPUS=2 MEMORY=)
 	@demo/run
 
-check:		## all tests (SERIES= OTHERS= ARCH="x86_64 arm64" COMPILE= CONFIG= CONFIGS=)
+check:		## the tests, of 7.3 on x86_64 (SERIES= ARCH= and more, see scripts/check)
 	@scripts/check
 
-check-all:	## on all kernels, architectures and configurations: some hours
+check-all:	## make check for all kernels, architectures, configurations: hours
 	@scripts/check-all
 
-configs:	## ours without SWAP, SMP, THP, MEMCG, with NUMA, PREEMPT, PREEMPT_RT
+configs:	## our selftests without SWAP, SMP, ..., with NUMA, PREEMPT, PREEMPT_RT
 	@ARCH= CONFIGS="$${CONFIGS:-noswap nosmp nothp nomemcg numa preempt rt}" scripts/check
 
 unit:		## the unit tests, without a guest: a minute or two
@@ -27,26 +27,26 @@ unit:		## the unit tests, without a guest: a minute or two
 image:		## a kernel (VARIANT=base|series CONFIG=fast|debug ARCH=, see guest/arch)
 	@scripts/image
 
-tree:		## build/linux: the kernel and the series as commits (KSRC= FETCH=1 FORCE=1)
+tree:		## build/linux, or build/linux-SERIES: commits (KSRC= FETCH=1 FORCE=1)
 	@scripts/tree
 
 refresh:	## patches and our own files from the commits in build/linux
 	@scripts/refresh
 
-series:		## build/mail: the series as mails, without the tool (VERSION=)
+series:		## build/mail: the series as mails, without the command mrelease (VERSION=)
 	@scripts/series-mail
 
-apply:		## the mailed series on a kernel tree of yours, KDIR=/path/to/linux
+apply:		## puts the series on a kernel tree of yours, KDIR=/path/to/linux
 	@scripts/apply apply
 
-revert:		## and off it (KDIR=)
+revert:		## takes the series off KDIR again
 	@scripts/apply revert
 
 lint:		## shellcheck, checkpatch, words and the like
 	@scripts/lint
 
-clean:		## remove what was built and measured, but not build/linux
-	@find build -mindepth 1 -maxdepth 1 ! -name linux -exec rm -rf {} +
+clean:		## remove what was built and measured, but no tree of commits
+	@find build -mindepth 1 -maxdepth 1 ! -name linux ! -name 'linux-[0-9]*' -exec rm -rf {} +
 
 distclean:	## remove build/ with what is not refreshed, and the cache
 	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"

@@ -9,10 +9,10 @@
 #
 # A series for another kernel stores only what differs. Its series file names patches
 # of its own, and then the series that it goes on with: "from 7.3". Before that,
-# "without PATCH" leaves one of that series out. A patch of its own
-# with the name of one of those is laid over it: what it says of a file, if only
-# "diff --git" without a change, replaces what that one says of the file. It has a
-# message only if that differs.
+# "without PATCH" leaves one of that series out. A patch named as one of the series
+# after "from" is an overlay: for each file with a "diff --git" line in the overlay, that
+# section replaces the section of the inherited patch, and a section without hunks
+# removes it. A message in the overlay replaces the message.
 #
 # A commit whose subject begins with "not mailed: " is no part of the series that
 # make series and make apply hand out. Such commits stand last.
