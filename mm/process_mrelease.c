@@ -49,20 +49,22 @@ void __mm_wait_for_reapers(struct mm_struct *mm)
 }
 
 /*
- * Sleep for a jiffy before the caller tries again. *@deadline is 0 before the
- * first pause of a call. All pauses of a call end one second after that.
+ * Sleep for a jiffy before the caller tries again. *@waited is the sum of all
+ * pauses of a call; the work between them does not count.
  *
- * Return 0, -EAGAIN after that second, or -EINTR if the caller has been killed.
+ * Return 0, -EAGAIN after one second of pauses, or -EINTR if the caller has been
+ * killed.
  */
-static int pause_reaping(unsigned long *deadline)
+static int pause_reaping(unsigned long *waited)
 {
-	if (!*deadline)
-		*deadline = (jiffies + HZ) | 1;
+	unsigned long start = jiffies;
+
 	if (fatal_signal_pending(current))
 		return -EINTR;
-	if (time_after(jiffies, *deadline))
+	if (*waited > HZ)
 		return -EAGAIN;
 	schedule_timeout_killable(1);
+	*waited += jiffies - start;
 
 	return 0;
 }
@@ -209,7 +211,7 @@ static void set_reap_done(const struct mrelease_victim *victim)
 static int reap_killed_mm(struct task_struct *task,
 			  const struct mrelease_victim *victim)
 {
-	unsigned long deadline = 0, left = ULONG_MAX, before;
+	unsigned long waited = 0, left = ULONG_MAX, before;
 	struct mm_struct *mm = victim->mm;
 	struct xarray keep;
 	int looks = 8, ret = 0;
@@ -227,7 +229,7 @@ static int reap_killed_mm(struct task_struct *task,
 		ret = reap_vmas(task, mm, &keep);
 		left = pages_left(mm);
 		if (ret == -EBUSY || (!ret && unmapping_elsewhere(mm, &keep))) {
-			ret = pause_reaping(&deadline);
+			ret = pause_reaping(&waited);
 			looks = 8;
 		} else if (left == before) {
 			break;
@@ -248,7 +250,7 @@ static int reap_killed_mm(struct task_struct *task,
 	/* Another reaper's gather can hold what it has unmapped ahead of this one. */
 	while (!ret && atomic_read(&mm->reapers) &&
 	       !mm_flags_test(MMF_REAP_DONE, mm))
-		ret = pause_reaping(&deadline);
+		ret = pause_reaping(&waited);
 
 	return ret;
 }
@@ -263,7 +265,7 @@ static int reap_killed_mm(struct task_struct *task,
  */
 static int reap_left_mm(struct task_struct *task, struct mm_struct *mm)
 {
-	unsigned long deadline = 0;
+	unsigned long waited = 0;
 	bool reaped;
 	int ret = 0;
 
@@ -275,7 +277,7 @@ static int reap_left_mm(struct task_struct *task, struct mm_struct *mm)
 		}
 		if (reaped && !atomic_read(&mm->reapers))
 			break;
-		ret = pause_reaping(&deadline);
+		ret = pause_reaping(&waited);
 	}
 
 	return ret;

@@ -12,6 +12,7 @@
 #include <link.h>
 #include <linux/loop.h>
 #include <sys/sendfile.h>
+#include <sys/utsname.h>
 
 #include "mrelease_util.h"
 #include "hugepage_settings.h"
@@ -934,6 +935,19 @@ static bool swap_out(const void *arg)
 	return true;
 }
 
+/* Up to Linux 6.14 each CPU keeps up to 64 freed swap slots charged. */
+static long freed_swap(void)
+{
+	struct utsname name;
+	int major = 0, minor = 0;
+
+	uname(&name);
+	sscanf(name.release, "%d.%d", &major, &minor);
+	if (major > 6 || (major == 6 && minor > 14))
+		return 0;
+	return 64 * psize() * sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 TEST_F_TIMEOUT(swapped, is_kept, TIMEOUT)
 {
 	struct usage before, usage;
@@ -950,14 +964,14 @@ TEST_F_TIMEOUT(swapped, is_kept, TIMEOUT)
 	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
 	usage = measure(&self->env);
 	if (variant->memfd)
-		EXPECT_EQ(before.swap, usage.swap);
+		EXPECT_GE(usage.swap + freed_swap(), before.swap);
 	EXPECT_EQ(SIGKILL, died_of(pid));
 	if (variant->memfd) {
 		EXPECT_EQ(-1, wrong_page(self->env.fd, PAGES, 0));
 		close(self->env.fd);
 	}
 	usage = measure(&self->env);
-	EXPECT_EQ(0, usage.swap);
+	EXPECT_LE(usage.swap, freed_swap());
 	EXPECT_LE(usage.charge, slack());
 	close(pidfd);
 }
