@@ -941,9 +941,8 @@ static long freed_swap(void)
 	struct utsname name;
 	int major = 0, minor = 0;
 
-	uname(&name);
-	sscanf(name.release, "%d.%d", &major, &minor);
-	if (major > 6 || (major == 6 && minor > 14))
+	if (uname(&name) || sscanf(name.release, "%d.%d", &major, &minor) != 2 ||
+	    major > 6 || (major == 6 && minor > 14))
 		return 0;
 	return 64 * psize() * sysconf(_SC_NPROCESSORS_ONLN);
 }

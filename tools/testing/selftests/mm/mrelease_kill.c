@@ -687,9 +687,10 @@ static int by_kill(int pidfd)
 	/* The PID in the caller's namespace, if there is one. Linux 6.12 cannot tell. */
 	if (ioctl(pidfd, PIDFD_GET_INFO, &info) && errno != ESRCH)
 		info.pid = find_pid(pidfd);
-	if (!info.pid)
-		return ESRCH;
-	return kill(info.pid, SIGKILL) ? errno : 0;
+	if (info.pid)
+		return kill(info.pid, SIGKILL) ? errno : 0;
+	errno = ESRCH;
+	return errno;
 }
 
 static int by_pidfd_send_signal(int pidfd)
