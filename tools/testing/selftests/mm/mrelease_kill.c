@@ -255,7 +255,7 @@ static bool dies(struct proc *p)
 
 static void finish(struct env *env)
 {
-	put(env->cgroup_fd, "cgroup.kill", "1");
+	kill_cgroup(env);
 	for (int i = 0; i < PROCS && procs[i].pid; i++) {
 		dies(&procs[i]);
 		close(procs[i].pidfd);
@@ -2004,7 +2004,7 @@ TEST_F_TIMEOUT(race, all_is_free, TIMEOUT)
 		if (variant->others_live) {
 			/* They check their memory. */
 			usleep(5000);
-			put(self->env.cgroup_fd, "cgroup.kill", "1");
+			kill_cgroup(&self->env);
 		} else if (!variant->exec) {
 			ASSERT_LE(anon, slack_of(2)) TH_LOG("in round %d", i);
 			ASSERT_EQ(0, usage.cache) TH_LOG("in round %d", i);

@@ -315,7 +315,7 @@ TEST_F_TIMEOUT(root_for_good, is_not_killed, TIMEOUT)
 		/* Approach the moment when the call comes too late. */
 		delay += b->root_at ? step : -step;
 		step = step > 4000 ? step * 3 / 4 : 4000;
-		put(self->env.cgroup_fd, "cgroup.kill", "1");
+		kill_cgroup(&self->env);
 		waitpid(pid, NULL, 0);
 		waitpid(b->sharer, NULL, 0);
 		close(pidfd);

@@ -284,11 +284,35 @@ static inline bool set_up(struct __test_metadata *_metadata, struct env *env,
 	return true;
 }
 
+/*
+ * Kill all processes of the cgroup. Once cgroup.kill has been written to, Linux 6.14
+ * and later versions kill what CLONE_INTO_CGROUP starts there. A frozen process does
+ * not fork, but dies.
+ */
+static inline void kill_cgroup(const struct env *env)
+{
+	int pid, nr, tries = 0;
+	FILE *procs;
+
+	put(env->cgroup_fd, "cgroup.freeze", "1");
+	do {
+		nr = 0;
+		procs = fdopen(openat(env->cgroup_fd, "cgroup.procs", O_RDONLY), "r");
+		while (procs && fscanf(procs, "%d", &pid) == 1)
+			nr += !kill(pid, SIGKILL);
+		if (procs)
+			fclose(procs);
+		if (nr)
+			usleep(1000);
+	} while (nr && ++tries < 100);
+	put(env->cgroup_fd, "cgroup.freeze", "0");
+}
+
 static inline void tear_down(struct env *env)
 {
 	if (!env->cgroup_fd)
 		return;
-	put(env->cgroup_fd, "cgroup.kill", "1");
+	kill_cgroup(env);
 	for (int i = 0; i < 100 && rmdir(env->cgroup) && errno == EBUSY; i++)
 		usleep(10000);
 }
