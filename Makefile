@@ -10,7 +10,7 @@ bench:		## what it costs, base against series: report.html, summary.md (ROW= BOO
 	@bench/run
 
 demo:		## base and series side by side: what one call frees (REPEAT=5 CPUS=2 MEMORY=)
-	@demo/run
+	@bench/run --demo
 
 check:		## the tests, of 7.3 on x86_64 (SERIES= ARCH= and more, see scripts/check)
 	@scripts/check

@@ -1,76 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Runs in the guest: one subcommand for each row of bench/run. Lines of CSV on
- * standard output: what was measured on what, and its value.
+ * standard output.
  *
  * Guest time is a count of instructions for some; then the victim does nothing
  * before the last call has returned.
  */
-#define _GNU_SOURCE
-#include <fcntl.h>
+#include "kill.h"
+
 #include <ftw.h>
-#include <linux/fs.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/sysinfo.h>
-#include <sys/sysmacros.h>
-#include <sys/wait.h>
 #include <time.h>
 
-#include "../guest/kill.h"
-
-#define KIB		(1UL << 10)
-#define PAGE		4096UL
 #define NS_PER_INSN	2		/* guest/run --icount */
-
-/*
- * Folios of a file are small or large. They come into the page cache by the
- * victim's page faults (FRESH), or they have been accessed before, as when a
- * program is started for the second time: then a second access, which is what
- * the base takes unmapping for, moves them between the LRU lists. Readahead
- * makes large folios, with its default of 128 KiB (AHEAD) and with 512 (LARGE).
- */
-enum kind { ANON, HUGE, SMALL, FRESH, AHEAD, LARGE, KINDS };
-
-static const char *const kind_name[] = { "anon", "huge", "small", "fresh", "ahead", "large" };
-static const char *const way_name[] = { "lmkd", "one" };
-
-/* Bytes of each kind that a victim holds. starved: on CPU 1, SCHED_IDLE. */
-struct victim {
-	size_t size[KINDS];
-	bool starved;
-	pid_t pid;
-	int pidfd;
-};
-
-static bool has_flag;
-/* Of the small and of the large folios. */
-static int file[KINDS] = { -1, -1, -1, -1, -1, -1 };
-
-__attribute__((format(printf, 3, 4)))
-static void result(const char *subject, const char *measure, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	printf("%s,%s,", subject, measure);
-	vprintf(fmt, ap);
-	putchar('\n');
-	va_end(ap);
-	fflush(stdout);
-}
-
-static long now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000L + ts.tv_nsec;
-}
 
 /*
  * mark(N): a place that profile.c knows by its address. What is run from here is
@@ -86,137 +28,19 @@ static void mark(int n)
 	((void (*)(void))(marks + 16 * n))();
 }
 
-static void on_cpu(int cpu)
+static void instructions(const char *subject, const char *measure, long since)
 {
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	check(sched_setaffinity(0, sizeof(set), &set));
+	result(subject, measure, "%ld", (now_ns() - since) / NS_PER_INSN);
 }
 
-static void set(const char *path, const char *text)
+/* Only LMKD's way may fail, and only where the victim is not frozen. */
+static int must_kill(enum way way, const struct victim *v)
 {
-	int fd = check(open(path, O_WRONLY | O_CLOEXEC));
+	int error = kill_victim(way, v);
 
-	if (write(fd, text, strlen(text)) < 0)
-		die("%s", path);
-	close(fd);
-}
-
-/* The number that comes after a word in a file of /proc, the nth one. */
-static long number(const char *path, const char *word, int nth)
-{
-	static char buf[1 << 16];
-	int fd = check(open(path, O_RDONLY | O_CLOEXEC));
-	ssize_t len = check(read(fd, buf, sizeof(buf) - 1));
-	char *p;
-
-	close(fd);
-	buf[len] = 0;
-	p = strstr(buf, word);
-	if (!p)
-		die("no %s in %s", word, path);
-	p += strlen(word);
-	while (nth--)
-		strtol(p, &p, 10);
-	return strtol(p, NULL, 10);
-}
-
-/*
- * Returns the errno of the last call. In LMKD's way it can be ESRCH, where the
- * victim is not frozen.
- */
-static int kill_victim(enum way way, const struct victim *v, bool frozen)
-{
-	int error;
-
-	if (frozen) {
-		/* It cannot hurry. */
-		if (way == LMKD)
-			check(send_kill(v->pidfd));
-		return check(mrelease(v->pidfd, way == LMKD ? 0 : PROCESS_MRELEASE_REAP_KILL));
-	}
-	error = kill_it(way, v->pid, v->pidfd);
-	if (error && way == ONE_CALL)
+	if (error && (way == ONE_CALL || v->frozen))
 		die("process_mrelease");
 	return error;
-}
-
-/* Files */
-
-/*
- * Data, or a hole, which is as good: a folio that is full of it has no buffers
- * either. Reading page by page from the emulated disk takes long.
- */
-static int make_file(const char *path, size_t size, bool hole)
-{
-	static char buf[MIB];
-	int fd = check(open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-
-	memset(buf, 0xa5, sizeof(buf));
-	check(ftruncate(fd, size));
-	for (size_t done = 0; !hole && done < size; done += sizeof(buf))
-		if (check(write(fd, buf, sizeof(buf))) != sizeof(buf))
-			die("%s", path);
-	check(fsync(fd));
-	close(fd);
-	fd = check(open(path, O_RDONLY | O_CLOEXEC));
-	drop(fd);
-	return fd;
-}
-
-static void make_files(const struct victim *v)
-{
-	char path[32], ahead[64];
-	struct stat st;
-
-	check(stat("/mnt", &st));
-	snprintf(ahead, sizeof(ahead), "/sys/dev/block/%u:%u/queue/read_ahead_kb",
-		 major(st.st_dev), minor(st.st_dev));
-	for (enum kind k = SMALL; k <= LARGE; k++) {
-		if (file[k] >= 0 || !v->size[k])
-			continue;
-		snprintf(path, sizeof(path), "/mnt/%s", kind_name[k]);
-		/* A file has what is set when it is opened. */
-		set(ahead, k == LARGE ? "512" : "128");
-		file[k] = make_file(path, v->size[k], k < AHEAD);
-	}
-	/* No readahead, no folios larger than what is asked for. */
-	if (file[SMALL] >= 0)
-		check(posix_fadvise(file[SMALL], 0, 0, POSIX_FADV_RANDOM));
-}
-
-/* Victims */
-
-static void *map(enum kind k, size_t size)
-{
-	static const int advice[] = { MADV_NOHUGEPAGE, MADV_HUGEPAGE, MADV_NORMAL,
-				      MADV_RANDOM, MADV_NORMAL, MADV_NORMAL };
-	char byte;
-	volatile char *p;
-
-	if (k >= SMALL)
-		p = mmap(NULL, size, PROT_READ, MAP_SHARED, file[k], 0);
-	else
-		p = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p == MAP_FAILED)
-		die("mmap");
-	/* User Mode Linux has no huge pages. */
-	if (madvise((void *)p, size, advice[k]) && (k > HUGE || errno != EINVAL))
-		die("madvise");
-	for (size_t i = 0; i < size; i += PAGE) {
-		if (k == SMALL)
-			check(pread(file[k], &byte, 1, i));
-		if (k >= SMALL)
-			(void)p[i];
-		else
-			p[i] = 1;
-	}
-	if (k == FRESH)
-		check(madvise((void *)p, size, MADV_NORMAL));
-	return (void *)p;
 }
 
 /* The number of folios that are mapped there. */
@@ -238,106 +62,13 @@ static size_t folios(char *p, size_t size)
 	return sum;
 }
 
-static bool told(int fd)
-{
-	char byte;
-
-	return check(read(fd, &byte, 1)) == 1;
-}
-
-static void thaw(bool thaw)
-{
-	int fd = check(open("/mnt", O_RDONLY | O_CLOEXEC));
-
-	check(ioctl(fd, thaw ? FITHAW : FIFREEZE, 0));
-	close(fd);
-}
-
-/*
- * freeze: it will wait, beyond the reach of signals, for the file system to be
- * thawed, and the caller has to do all the work.
- */
-static void start(struct victim *v, bool freeze)
-{
-	int ready[2], go[2];
-
-	make_files(v);
-	check(pipe2(ready, O_CLOEXEC));
-	check(pipe2(go, O_CLOEXEC));
-	v->pid = check(fork());
-	if (!v->pid) {
-		set(GROUP "/cgroup.procs", "0");
-		check(setpriority(PRIO_PROCESS, 0, 0));
-		if (v->starved) {
-			on_cpu(1);
-			check(sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ }));
-		}
-		for (enum kind k = 0; k < KINDS; k++)
-			if (v->size[k])
-				map(k, v->size[k]);
-		check(write(ready[1], "", 1));
-		told(go[0]);
-		if (freeze)
-			check(utimensat(AT_FDCWD, "/mnt", NULL, 0));
-		for (;;)
-			pause();
-	}
-	close(ready[1]);
-	close(go[0]);
-	if (!told(ready[0]))
-		die("the victim did not get ready");
-	close(ready[0]);
-	if (freeze)
-		thaw(false);
-	check(write(go[1], "", 1));
-	close(go[1]);
-	v->pidfd = check(syscall(SYS_pidfd_open, v->pid, 0));
-	/* Let it go to sleep, and the counters settle. */
-	usleep(100000);
-}
-
-static void wait_for(struct victim *v)
-{
-	int status;
-
-	check(waitpid(v->pid, &status, 0));
-	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-		die("a victim ended by itself, %#x", status);
-	close(v->pidfd);
-}
-
-static void drop_all(void)
-{
-	for (enum kind k = SMALL; k < KINDS; k++)
-		if (file[k] >= 0)
-			drop(file[k]);
-}
-
-static void bury(struct victim *v)
-{
-	wait_for(v);
-	drop_all();
-}
-
-/* Let a frozen victim go, and make sure that it was. */
-static void let_go(const struct victim *v)
-{
-	siginfo_t info = { 0 };
-
-	check(waitid(P_PID, v->pid, &info, WEXITED | WNOHANG | WNOWAIT));
-	if (info.si_pid)
-		die("the victim came to run");
-	thaw(true);
-}
-
 /*
  * kill KIND MIB REPETITIONS: instructions of the calls on so much of a kind. On
  * each kernel in one way only, for what came before shows, in the allocators.
  */
 static void cmd_kill(char **arg)
 {
-	const enum way way = has_flag ? ONE_CALL : LMKD;
-	struct victim v = { 0 };
+	struct victim v = { .frozen = true };
 	enum kind k = 0;
 	char name[32];
 
@@ -361,28 +92,26 @@ static void cmd_kill(char **arg)
 	for (int i = 0; i < atoi(arg[2]); i++) {
 		long begin, end, left;
 
-		start(&v, true);
+		start(&v);
 		begin = now_ns();
 		mark(1);
-		kill_victim(way, &v, true);
+		must_kill(best_way, &v);
 		mark(0);
 		end = now_ns();
-		result(name, way_name[way], "%ld", (end - begin) / NS_PER_INSN);
+		result(name, way_name[best_way], "%ld", (end - begin) / NS_PER_INSN);
 		if (k >= SMALL) {
 			left = cached(file[k]);
 			result(name, "left %", "%.1f", 100.0 * left / v.size[k]);
-			if (left && way == LMKD) {
+			if (left && best_way == LMKD) {
 				begin += now_ns() - end;
 				mark(2);
 				check(posix_fadvise(file[k], 0, 0, POSIX_FADV_DONTNEED));
 				mark(0);
-				end = now_ns();
-				result(name, "lmkd+fadvise", "%ld", (end - begin) / NS_PER_INSN);
+				instructions(name, "lmkd+fadvise", begin);
 				if (cached(file[k]))
 					die("not all has been dropped");
 			}
 		}
-		let_go(&v);
 		bury(&v);
 	}
 }
@@ -426,7 +155,7 @@ static pid_t wait_with(size_t size, int *tell)
 static void cmd_ordinary(char **arg)
 {
 	const size_t size = 8 * MIB;
-	struct victim v = { .size[ANON] = size, .size[SMALL] = size };
+	struct victim v = { .size[ANON] = size, .size[SMALL] = size, .frozen = true };
 	int fd, tell;
 	long begin;
 	pid_t pid;
@@ -440,14 +169,13 @@ static void cmd_ordinary(char **arg)
 		begin = now_ns();
 		close(tell);
 		check(waitpid(pid, NULL, 0));
-		result("exit", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+		instructions("exit", "instructions", begin);
 
 		map_two(size);
 		begin = now_ns();
 		for (int j = 0; j < 2; j++)
 			check(madvise(two[j], size, MADV_DONTNEED));
-		result("MADV_DONTNEED", "instructions", "%ld",
-		       (now_ns() - begin) / NS_PER_INSN);
+		instructions("MADV_DONTNEED", "instructions", begin);
 		for (int j = 0; j < 2; j++)
 			check(munmap(two[j], size));
 
@@ -455,7 +183,7 @@ static void cmd_ordinary(char **arg)
 		begin = now_ns();
 		for (int j = 0; j < 2; j++)
 			check(munmap(two[j], size));
-		result("munmap", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+		instructions("munmap", "instructions", begin);
 
 		fd = make_file("/mnt/truncate", size, true);
 		check(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM));
@@ -463,7 +191,7 @@ static void cmd_ordinary(char **arg)
 			check(pread(fd, &byte, 1, at));
 		begin = now_ns();
 		check(truncate("/mnt/truncate", 0));
-		result("truncate", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+		instructions("truncate", "instructions", begin);
 		close(fd);
 
 		/* Short, and the state of the allocators shows. */
@@ -484,30 +212,16 @@ static void cmd_ordinary(char **arg)
 		begin = now_ns();
 		set("/proc/sysrq-trigger", "f");
 		check(waitpid(pid, &tell, 0));
-		result("OOM kill", "instructions", "%ld", (now_ns() - begin) / NS_PER_INSN);
+		instructions("OOM kill", "instructions", begin);
 		if (!WIFSIGNALED(tell))
 			die("there was no OOM kill");
 
-		start(&v, true);
+		start(&v);
 		begin = now_ns();
-		kill_victim(LMKD, &v, true);
-		result("process_mrelease(0)", "instructions", "%ld",
-		       (now_ns() - begin) / NS_PER_INSN);
-		let_go(&v);
+		must_kill(LMKD, &v);
+		instructions("process_mrelease(0)", "instructions", begin);
 		wait_for(&v);
 	}
-}
-
-/* Memory that a group is charged for: exact to 512 KiB. */
-static long charged(void)
-{
-	static int fd = -1;
-	char buf[32] = "";
-
-	if (fd < 0)
-		fd = check(open(GROUP "/memory.current", O_RDONLY | O_CLOEXEC));
-	check(pread(fd, buf, sizeof(buf) - 1, 0));
-	return atol(buf);
 }
 
 static size_t sum(const struct victim *v, enum kind from)
@@ -516,16 +230,6 @@ static size_t sum(const struct victim *v, enum kind from)
 
 	for (enum kind k = from; k < KINDS; k++)
 		all += v->size[k];
-	return all;
-}
-
-static size_t sum_cached(void)
-{
-	size_t all = 0;
-
-	for (enum kind k = SMALL; k < KINDS; k++)
-		if (file[k] >= 0)
-			all += cached(file[k]);
 	return all;
 }
 
@@ -553,7 +257,7 @@ static void timed_kill(const char *name, enum way way, const struct victim *v, i
 
 	before = charged();
 	begin = now_ns();
-	error = kill_victim(way, v, false);
+	error = must_kill(way, v);
 	end = now_ns();
 	left = sum_cached();
 	freed = before - charged();
@@ -582,8 +286,8 @@ static void cmd_wall(char **arg)
 		for (int i = 0; i < atoi(arg[0]); i++) {
 			struct victim v = mixes[m].v;
 
-			start(&v, false);
-			timed_kill(mixes[m].name, has_flag ? ONE_CALL : LMKD, &v, 0, 1);
+			start(&v);
+			timed_kill(mixes[m].name, best_way, &v, 0, 1);
 			bury(&v);
 		}
 	}
@@ -619,8 +323,8 @@ static void cmd_busy(char **arg)
 	check(setpriority(PRIO_PROCESS, 0, -20));
 	if (starved)
 		on_cpu(0);
-	for (int i = 0; i < atoi(arg[1]) * (has_flag ? 2 : 1); i++) {
-		const enum way way = i % 2 && has_flag ? ONE_CALL : LMKD;
+	for (int i = 0; i < atoi(arg[1]) * (best_way == ONE_CALL ? 2 : 1); i++) {
+		const enum way way = i % 2 ? best_way : LMKD;
 		struct victim v = { .size[ANON] = 256 * MIB, .starved = starved };
 
 		check(pipe2(go, O_CLOEXEC));
@@ -629,7 +333,7 @@ static void cmd_busy(char **arg)
 			if (!loop[j])
 				busy_loop(&v, go[0]);
 		}
-		start(&v, false);
+		start(&v);
 		for (int j = 0; j < loops; j++)
 			check(write(go[1], "", 1));
 		if (!starved)
@@ -662,7 +366,7 @@ static void cmd_held(char **arg)
 		die("mmap");
 	begin = &sample[max].ns;
 	check(setpriority(PRIO_PROCESS, 0, -20));
-	start(&v, false);
+	start(&v);
 	before = charged();
 	pid = check(fork());
 	if (!pid) {
@@ -676,7 +380,7 @@ static void cmd_held(char **arg)
 	}
 	usleep(10000);
 	*begin = now_ns();
-	kill_victim(has_flag ? ONE_CALL : LMKD, &v, false);
+	must_kill(best_way, &v);
 	check(waitpid(pid, NULL, 0));
 	bury(&v);
 	for (int i = 0; i < max; i++) {
@@ -685,24 +389,6 @@ static void cmd_held(char **arg)
 		snprintf(us, sizeof(us), "%ld", (sample[i].ns - *begin) / 1000);
 		result("MiB", us, "%.2f", (sample[i].bytes - before + (long)sum(&v, 0)) /
 		       (double)MIB);
-	}
-}
-
-/* slabs: the size of what is allocated for a process, and how many fit. */
-static void cmd_slabs(char **arg)
-{
-	static const char *const slab[][2] = {
-		{ "task_struct", "task_struct" },
-		{ "mm_struct", "mm_struct" },
-		{ "signal_struct", "signal_cache" },
-	};
-
-	(void)arg;
-	for (size_t i = 0; i < sizeof(slab) / sizeof(*slab); i++) {
-		char path[64];
-
-		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/objs_per_slab", slab[i][1]);
-		result(slab[i][0], "per slab", "%ld", number(path, "", 0));
 	}
 }
 
@@ -717,7 +403,6 @@ static int bystander(void *arg)
 
 static void cmd_crowd(char **arg)
 {
-	const enum way way = has_flag ? ONE_CALL : LMKD;
 	static const int crowd[] = { 100, 30000 };
 	const size_t stack = KIB;
 	int have = 0;
@@ -740,14 +425,13 @@ static void cmd_crowd(char **arg)
 		snprintf(name, sizeof(name), "%d", crowd[c]);
 		usleep(1000000);
 		for (int i = 0; i < atoi(arg[0]); i++) {
-			struct victim v = { .size[ANON] = MIB };
+			struct victim v = { .size[ANON] = MIB, .frozen = true };
 			long begin;
 
-			start(&v, true);
+			start(&v);
 			begin = now_ns();
-			kill_victim(way, &v, true);
-			result(name, way_name[way], "%ld", (now_ns() - begin) / NS_PER_INSN);
-			let_go(&v);
+			must_kill(best_way, &v);
+			instructions(name, way_name[best_way], begin);
 			bury(&v);
 		}
 	}
@@ -845,14 +529,14 @@ static void cmd_latency(char **arg)
 		pid_t pid;
 
 		check(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM));
-		start(&v, false);
+		start(&v);
 		l->begin = l->end = false;
 		pid = check(fork());
 		if (!pid)
 			others(l, fd);
 		usleep(20000);
 		l->begin = true;
-		kill_victim(has_flag ? ONE_CALL : LMKD, &v, false);
+		must_kill(best_way, &v);
 		/* All of it, also where the call gives up early. */
 		wait_for(&v);
 		l->end = true;
@@ -876,25 +560,6 @@ static void cmd_latency(char **arg)
  * costs to start the same program again at once. They are in a directory of
  * their own, which is their root.
  */
-
-#define PROGRAMS	"/mnt/programs"
-#define MODULES		"argparse, asyncio, ctypes, curses, decimal, email, http.client, " \
-			"json, lzma, multiprocessing, sqlite3, ssl, unittest, xml.dom.minidom"
-
-static const struct program {
-	const char *name, *argv[8], *input, *ready;
-} programs[] = {
-	{ "python3", { "/usr/bin/python3", "-uic", "import " MODULES "; print('ready')" },
-	  "", "ready" },
-	{ "sqlite3", { "/usr/bin/sqlite3", "-batch", "-init", "/dev/null", "-readonly",
-		       "/database" },
-	  "PRAGMA mmap_size = 1000000000;\n"
-	  "SELECT sum(length(text)) FROM source;\n.print ready\n", "ready" },
-	{ "redis-server", { "/usr/bin/redis-server", "--port", "0",
-			    "--unixsocket", "/tmp/socket" },
-	  "", "eady to accept" },
-	{ "cc1", { "/usr/bin/cc1", "-O2", "/source.c", "-o", "/tmp/s" }, "", "f99 " },
-};
 
 static size_t tree_sum;
 
@@ -924,76 +589,35 @@ static double disk_mib(void)
 	return number("/proc/diskstats", " vda ", 2) * 512.0 / MIB;
 }
 
-/* Returns when the program says that it is ready. */
-static pid_t start_program(const struct program *p, int *in)
+/* Kills it after its first start, and starts it again at once. */
+static void kill_program(const struct program *p, const char *name)
 {
-	static char buf[1 << 16];
-	size_t have = 0;
-	int to[2], from[2];
-	pid_t pid;
-
-	check(pipe2(to, O_CLOEXEC));
-	check(pipe2(from, O_CLOEXEC));
-	pid = check(fork());
-	if (!pid) {
-		check(dup2(to[0], 0));
-		check(dup2(from[1], 1));
-		check(dup2(from[1], 2));
-		check(chroot(PROGRAMS));
-		check(chdir("/"));
-		execv(p->argv[0], (char **)p->argv);
-		die("%s", p->argv[0]);
-	}
-	close(to[0]);
-	close(from[1]);
-	check(write(to[1], p->input, strlen(p->input)));
-	do {
-		ssize_t n = check(read(from[0], buf + have, sizeof(buf) - 1 - have));
-
-		if (!n)
-			die("%s: never ready: %s", p->name, buf);
-		have += n;
-		buf[have] = 0;
-	} while (!strstr(buf, p->ready));
-	/* The rest of what it says is lost, but it must not wait for us. */
-	check(fcntl(from[0], F_SETPIPE_SZ, 1 << 20));
-	in[0] = to[1];
-	in[1] = from[0];
-	return pid;
-}
-
-static void kill_program(const struct program *p, enum way way)
-{
-	struct victim v;
 	double mib, left;
 	long begin, faults;
-	int pipes[2];
 
 	set("/proc/sys/vm/drop_caches", "3");
 	for (int again = 0; again < 2; again++) {
+		struct victim v = { .program = p };
+
 		mib = disk_mib();
 		faults = number("/proc/vmstat", "pgmajfault ", 0);
 		begin = now_ns();
-		v.pid = start_program(p, pipes);
-		begin = now_ns() - begin;
-		result(p->name, again ? "again ms" : "first ms", "%.0f", begin / 1e6);
-		result(p->name, again ? "again major faults" : "first major faults", "%ld",
+		start(&v);
+		result(name, again ? "again ms" : "first ms", "%.0f", (now_ns() - begin) / 1e6);
+		result(name, again ? "again major faults" : "first major faults", "%ld",
 		       number("/proc/vmstat", "pgmajfault ", 0) - faults);
-		result(p->name, again ? "again MiB read" : "first MiB read", "%.2f",
+		result(name, again ? "again MiB read" : "first MiB read", "%.2f",
 		       disk_mib() - mib);
-		v.pidfd = check(syscall(SYS_pidfd_open, v.pid, 0));
 		if (again) {
 			check(kill(v.pid, SIGKILL));
 		} else {
 			mib = tree_mib();
-			kill_victim(way, &v, false);
+			must_kill(best_way, &v);
 			left = tree_mib();
-			result(p->name, "cached MiB", "%.2f", mib);
-			result(p->name, "dropped MiB", "%.2f", mib - left);
+			result(name, "cached MiB", "%.2f", mib);
+			result(name, "dropped MiB", "%.2f", mib - left);
 		}
 		wait_for(&v);
-		close(pipes[0]);
-		close(pipes[1]);
 	}
 }
 
@@ -1006,17 +630,17 @@ static void read_all(int fd, size_t size)
 }
 
 /* A file that is hot in another process, by read(2), and mapped by the victim. */
-static void kill_mapper(enum way way)
+static void kill_mapper(void)
 {
 	static const char name[] = "a file that another read(2)s";
 	struct victim v = { .size[LARGE] = 64 * MIB };
 	long begin, left;
 	double mib;
 
-	start(&v, false);
+	start(&v);
 	for (int i = 0; i < 3; i++)
 		read_all(file[LARGE], v.size[LARGE]);
-	kill_victim(way, &v, false);
+	must_kill(best_way, &v);
 	left = sum_cached();
 	wait_for(&v);
 	result(name, "cached MiB", "%.2f", v.size[LARGE] / (double)MIB);
@@ -1031,21 +655,17 @@ static void kill_mapper(enum way way)
 
 static void cmd_programs(char **arg)
 {
-	const enum way way = has_flag ? ONE_CALL : LMKD;
-	int in[2];
-
 	for (int i = 0; i < atoi(arg[0]); i++) {
-		for (size_t p = 0; p < sizeof(programs) / sizeof(*programs); p++)
-			kill_program(&programs[p], way);
-		kill_mapper(way);
+		for (int p = 0; p < NR_PROGRAMS; p++)
+			kill_program(&programs[p], programs[p].name);
+		kill_mapper();
 	}
 	/* Beside another one, little is the victim's alone. */
 	for (int i = 0; i < atoi(arg[0]); i++) {
-		struct program p = programs[0];
+		struct victim other = { .program = &programs[PYTHON] };
 
-		p.name = "python3 beside another";
-		start_program(&p, in);
-		kill_program(&p, way);
+		start(&other);
+		kill_program(other.program, "python3 beside another");
 	}
 }
 
@@ -1059,18 +679,18 @@ static const struct {
 	{ "wall", cmd_wall, 1 },
 	{ "busy", cmd_busy, 2 },
 	{ "held", cmd_held, 0 },
-	{ "slabs", cmd_slabs, 0 },
 	{ "crowd", cmd_crowd, 1 },
 	{ "latency", cmd_latency, 1 },
 	{ "programs", cmd_programs, 1 },
+	{ "demo", cmd_demo, 2 },
 };
 
 int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], "true"))
 		return 0;
-	mrelease(-1, PROCESS_MRELEASE_REAP_KILL);
-	has_flag = errno == EBADF;
+	if (mrelease(-1, PROCESS_MRELEASE_REAP_KILL) == EBADF)
+		best_way = ONE_CALL;
 	mkdir(GROUP, 0755);
 	for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
 		if (argc == 2 + commands[i].args && !strcmp(argv[1], commands[i].name)) {
