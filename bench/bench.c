@@ -43,25 +43,6 @@ static int must_kill(enum way way, const struct victim *v)
 	return error;
 }
 
-/* The number of folios that are mapped there. */
-static size_t folios(char *p, size_t size)
-{
-	int map = check(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-	int flags = check(open("/proc/kpageflags", O_RDONLY | O_CLOEXEC));
-	size_t sum = 0;
-
-	for (size_t i = 0; i < size; i += PAGE) {
-		uint64_t page, flag;
-
-		check(pread(map, &page, 8, (size_t)(p + i) / PAGE * 8));
-		check(pread(flags, &flag, 8, (page & ((1UL << 55) - 1)) * 8));
-		sum += !(flag >> 16 & 1);	/* KPF_COMPOUND_TAIL */
-	}
-	close(map);
-	close(flags);
-	return sum;
-}
-
 /*
  * kill KIND MIB REPETITIONS: instructions of the calls on so much of a kind. On
  * each kernel in one way only, for what came before shows, in the allocators.
@@ -77,18 +58,6 @@ static void cmd_kill(char **arg)
 			die("no kind %s", arg[0]);
 	v.size[k] = atol(arg[1]) * MIB;
 	snprintf(name, sizeof(name), "%s %s", kind_name[k], arg[1]);
-	make_files(&v);
-	if (!fork()) {
-		/* A part of it will do. */
-		const size_t part = v.size[k] < 16 * MIB ? v.size[k] : 16 * MIB;
-
-		result(name, "pages per folio", "%.2f",
-		       (double)part / PAGE / folios(map(k, part), part));
-		_exit(0);
-	}
-	wait(NULL);
-	if (k >= SMALL)
-		drop(file[k]);
 	for (int i = 0; i < atoi(arg[2]); i++) {
 		long begin, end, left;
 
