@@ -60,20 +60,13 @@ lay_over() {
 	awk '
 	FNR == 1 { file = "" }
 	/^diff --git / { file = $0 }
-	NR == FNR {
-		if (!(file in text))
-			names[++n] = file
-		else
-			changes[file] = 1
-		text[file] = text[file] $0 "\n"
-		next
-	}
-	FNR == 1 && "" in text { printf "%s", text[""] }
-	!(file in text)
+	NR == FNR { other[file] = other[file] $0 "\n"; next }
+	FNR == 1 && "" in other { printf "%s", other[""] }
+	!(file in other)
 	END {
-		for (i = 1; i <= n; i++)
-			if (names[i] in changes && names[i] != "")
-				printf "%s", text[names[i]]
+		for (file in other)
+			if (file != "" && other[file] ~ /\n./)
+				printf "%s", other[file]
 	}' "$2" "$1"
 }
 
@@ -122,21 +115,6 @@ last_mailed() {
 		END { print last }'
 }
 
-# Apply the diff in file $1 to the index. On failure show each hunk that does not fit.
-apply_diff() {
-	grep -q '^diff --git ' "$1" || return 0
-	! git apply --cached --whitespace=nowarn "$1" 2>"$tmp/err" || return 0
-	sed -n 's/^error: //p' "$tmp/err" >&2
-	sed -n 's/^error: patch failed: \(.*\):\([0-9]*\)$/\1 \2/p' "$tmp/err" |
-	while read -r file line; do
-		awk -v file="b/$file" -v start="^-$line(,|\$)" '
-			/^diff --git / { here = $4 == file; show = 0 }
-			/^@@ / { show = here && $2 ~ start }
-			show' "$1" >&2
-	done
-	return 1
-}
-
 # commit_mail PARENT: commit the index with author, date and message of the mail
 # that git mailinfo has split. The committer is the author, so that the same
 # series gives the same commits.
@@ -175,8 +153,10 @@ compose() {
 			git cat-file -e "$base:$file" 2>/dev/null ||
 				die "$patch changes $file, which $version does not have." \
 					"An own file stands whole under its kernel path, and no patch changes it"
-		done < <(sed -n 's,^diff --git a/.* b/,,p' "$tmp/diff")
-		apply_diff "$tmp/diff" || die "patches/$series/$patch does not apply to $version"
+		done < <(changed_files <"$tmp/diff")
+		! grep -q '^diff --git ' "$tmp/diff" ||
+			git apply --cached --whitespace=nowarn "$tmp/diff" ||
+			die "patches/$series/$patch does not apply to $version"
 		for file in $files; do
 			[ -e "$repo/$file" ] || [ -L "$repo/$file" ] ||
 				die "$patch brings $file, which is not here"
@@ -190,13 +170,19 @@ compose() {
 	git update-ref "$ref" "$commit"
 }
 
-# mail COMMIT FILE...: print the commit as a mail, without what it does to the
-# files. Plumbing, so that the output is the same on every machine.
+# Plumbing, so that the output is the same on every machine.
+plain_diff() {
+	git diff-tree -p --binary --full-index --no-renames --no-ext-diff --no-textconv "$@"
+}
+
+# mail COMMIT FILE...: print the commit as a mail, without what it does to the files.
 mail() {
 	local commit=$1
 	shift
-	git diff-tree --always --pretty=email --stat=72 --summary -p --binary \
-		--full-index --no-renames --no-ext-diff --no-textconv "$commit" -- . \
+	plain_diff --always --pretty=email --stat=72 --summary "$commit" -- . \
 		"${@/#/:(top,exclude,literal)}" |
 		sed "1s/^From [0-9a-f]*/From ${commit//?/0}/"
 }
+
+# Print the names of the files that the diffs in the input change.
+changed_files() { sed -n 's,^diff --git a/.* b/,,p'; }
