@@ -121,6 +121,20 @@ static pid_t wait_with(size_t size, int *tell)
 	return pid;
 }
 
+static void fork_and_exec(int times)
+{
+	pid_t pid;
+
+	for (int i = 0; i < times; i++) {
+		pid = check(fork());
+		if (!pid) {
+			execl("/proc/self/exe", "bench", "true", NULL);
+			_exit(1);
+		}
+		check(waitpid(pid, NULL, 0));
+	}
+}
+
 static void cmd_ordinary(char **arg)
 {
 	const size_t size = 8 * MIB;
@@ -163,16 +177,10 @@ static void cmd_ordinary(char **arg)
 		instructions("truncate", "instructions", begin);
 		close(fd);
 
-		/* Short, and the state of the allocators shows. */
+		/* Short, so let the allocators forget what truncate() freed. */
+		fork_and_exec(50);
 		begin = now_ns();
-		for (int j = 0; j < 50; j++) {
-			pid = check(fork());
-			if (!pid) {
-				execl("/proc/self/exe", "bench", "true", NULL);
-				_exit(1);
-			}
-			check(waitpid(pid, NULL, 0));
-		}
+		fork_and_exec(50);
 		result("fork+exec+exit", "instructions", "%ld",
 		       (now_ns() - begin) / 50 / NS_PER_INSN);
 
