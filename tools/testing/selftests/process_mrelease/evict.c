@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Test that process_mrelease(PROCESS_MRELEASE_REAP_KILL) evicts clean file folios,
- * whatever the file system, their size and their history. On a kernel without the
- * flag all of them stay cached.
+ * Test that process_mrelease(PROCESS_MRELEASE_REAP_KILL) evicts clean file folios on
+ * each file system, of each size and history. On a kernel without this flag all of
+ * them stay cached.
  *
  * The file systems are made on demand in files in $TMPDIR, with the tools in the
- * PATH. Only descriptors lead to the mounts and the loop devices, so they end with
- * the test. 9p needs a writable virtio share with the tag "mrelease".
+ * PATH. The mounts have no path and end with the test, as the loop devices do. 9p
+ * needs a writable virtio share with the tag "mrelease".
  */
 #define _GNU_SOURCE
 #include <link.h>
 #include <linux/loop.h>
-#include <sys/sendfile.h>
 #include <sys/utsname.h>
 
-#include "mrelease_util.h"
-#include "hugepage_settings.h"
-#include "../filesystems/wrappers.h"
+#include "util.h"
 
 #define PAGES	1024L	/* of the file */
 
@@ -28,8 +25,8 @@ static const struct fs {
 	const char *type;
 	const char *make;
 	bool packed;
-	bool immutable;		/* its files are */
-	bool caches;		/* compressed data as well, which no process maps */
+	bool immutable;		/* the files are immutable */
+	bool caches;		/* also caches compressed data, which is not evicted */
 	const char *source;	/* instead of a device */
 	enum fs_nr {
 		ext4, xfs, btrfs, f2fs, f2fs_immutable, squashfs, erofs, erofs_lz4,
@@ -90,22 +87,14 @@ static struct image {
 	bool made;
 } *images;
 
-/* Return the descriptor of a mount that is not attached to any path, or -1. */
 static int mount_fs(const char *type, const char *key, const char *value)
 {
-	int fs = sys_fsopen(type, FSOPEN_CLOEXEC), root = -1;
+	const char * const options[][2] = {
+		{ key, value }, { !strcmp(type, "9p") ? "trans" : NULL, "virtio" },
+		{ "cache", "loose" }, { },
+	};
 
-	if (fs < 0)
-		return -1;
-	if (!strcmp(type, "9p") &&
-	    (sys_fsconfig(fs, FSCONFIG_SET_STRING, "trans", "virtio", 0) ||
-	     sys_fsconfig(fs, FSCONFIG_SET_STRING, "cache", "loose", 0)))
-		key = "";
-	if ((!key || !sys_fsconfig(fs, FSCONFIG_SET_STRING, key, value, 0)) &&
-	    !sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		root = sys_fsmount(fs, FSMOUNT_CLOEXEC, 0);
-	close(fs);
-	return root;
+	return new_mount(type, options);
 }
 
 /*
@@ -145,8 +134,8 @@ static int run(const char *command, int dir, const char *arg)
 
 	if (!pid) {
 		if (!unshare(CLONE_NEWNS) &&
-		    !sys_mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
-		    !sys_move_mount(dir, "", AT_FDCWD, "/mnt", MOVE_MOUNT_F_EMPTY_PATH) &&
+		    !mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) &&
+		    !move_mount(dir, "", AT_FDCWD, "/mnt", MOVE_MOUNT_F_EMPTY_PATH) &&
 		    !chdir("/mnt") && dup2(open("/dev/null", O_RDWR), STDOUT_FILENO) >= 0)
 			execlp("sh", "sh", "-c", command, arg, NULL);
 		_exit(126);
@@ -155,7 +144,7 @@ static int run(const char *command, int dir, const char *arg)
 	       WEXITSTATUS(status) : -1;
 }
 
-static void copy_program(struct __test_metadata *_metadata, int to)
+static void write_program(struct __test_metadata *_metadata, int to)
 {
 	int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
 
@@ -173,7 +162,7 @@ static void make_files(struct __test_metadata *_metadata, const struct fs *fs, i
 	ASSERT_GE(file, 0);
 	ASSERT_GE(program, 0);
 	ASSERT_TRUE(write_pages(file, PAGES, 0));
-	copy_program(_metadata, program);
+	write_program(_metadata, program);
 	if (fs->immutable) {
 		ASSERT_EQ(0, ioctl(file, FS_IOC_SETFLAGS, &immutable));
 		ASSERT_EQ(0, ioctl(program, FS_IOC_SETFLAGS, &immutable));
@@ -208,7 +197,7 @@ static int open_fs(struct __test_metadata *_metadata, enum fs_nr nr)
 		return open_share(_metadata, fs, image);
 	if (image->fd < 0)
 		SKIP(return -1, NO_DISK);
-	type = sys_fsopen(fs->type, FSOPEN_CLOEXEC);
+	type = fsopen(fs->type, FSOPEN_CLOEXEC);
 	if (type < 0)
 		SKIP(return -1, "kernel without %s", fs->type);
 	close(type);
@@ -226,7 +215,7 @@ static int open_fs(struct __test_metadata *_metadata, enum fs_nr nr)
 			SKIP(return -1, "needs %.*s", (int)strcspn(fs->make, " "),
 			     fs->make);
 		ASSERT_EQ(0, status);
-		/* Another open descriptor: close() does not write back. */
+		/* close() does not write back while another descriptor is open. */
 		ASSERT_EQ(0, fsync(device));
 		close(tmpfs);
 		if (!fs->packed) {
@@ -305,19 +294,7 @@ static bool open_file(struct __test_metadata *_metadata, struct env *env, int *s
 /* squashfs caches pages beyond the end, which cannot be mapped. */
 static long file_cached(int fd)
 {
-	return cache_in(fd, 0, PAGES * psize()).nr_cache;
-}
-
-/* Kill and reap; return false on a kernel without the flag. */
-static bool kill_with_flag(struct __test_metadata *_metadata, int pidfd)
-{
-	if (has_reap_kill()) {
-		EXPECT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
-		return true;
-	}
-	EXPECT_EQ(0, syscall(__NR_pidfd_send_signal, pidfd, SIGKILL, NULL, 0));
-	mrelease(pidfd, 0);
-	return false;
+	return cached_in(fd, 0, PAGES * psize());
 }
 
 enum size {
@@ -332,7 +309,7 @@ enum size {
 struct report {
 	bool large;
 	bool huge;
-	long stay;		/* pages in folios that are not mapped */
+	long kept;		/* pages in folios that are not mapped */
 	unsigned int step;	/* every step-th page was changed */
 };
 
@@ -353,7 +330,7 @@ static char *map_file(struct victim *v, int prot, int flags)
 
 	if (v->size == large && wrong_page(v->fd, PAGES, v->report->step) >= 0)
 		_exit(1);
-	return map(PAGES, prot, flags, v->fd, advice[v->size]);
+	return map_aligned(PAGES, prot, flags, v->fd, advice[v->size]);
 }
 
 static char *touch(struct victim *v, char *file)
@@ -364,7 +341,7 @@ static char *touch(struct victim *v, char *file)
 	force_read_pages(file, PAGES, psize());
 	if (v->size == collapsed && madvise(file, len, MADV_COLLAPSE))
 		perror("MADV_COLLAPSE");
-	keep_khugepaged_away(file, len);
+	disable_khugepaged(file, len);
 	v->report->large = is_large(file + len / 2);
 	v->report->huge = pmd && check_huge_file(file, len, len / pmd, pmd);
 	return file;
@@ -373,16 +350,6 @@ static char *touch(struct victim *v, char *file)
 static char *read_file_pages(struct victim *v)
 {
 	return touch(v, map_file(v, PROT_READ, MAP_SHARED));
-}
-
-static bool has_generations(void)
-{
-	unsigned long enabled = 0;
-	char text[32];
-
-	if (read_file("/sys/kernel/mm/lru_gen/enabled", text, sizeof(text)))
-		enabled = strtoul(text, NULL, 0);
-	return enabled && !access("/sys/kernel/debug/lru_gen", W_OK);
 }
 
 /*
@@ -435,7 +402,7 @@ static bool mapped_and_synced(struct victim *v)
 	char *file = touch(v, map_file(v, PROT_READ | PROT_WRITE, MAP_SHARED));
 
 	for (long i = 0; i < PAGES; i++)
-		fill(file + i * psize(), i, 1);
+		fill_page(file + i * psize(), i, 1);
 	v->report->step = 1;
 	return !fsync(v->fd);
 }
@@ -443,7 +410,7 @@ static bool mapped_and_synced(struct victim *v)
 static bool written_and_synced(struct victim *v)
 {
 	const size_t len = PAGES * psize();
-	char *buf = map(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *buf = map_aligned(PAGES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	v->report->step = 1;
 	if (v->size == small) {
@@ -451,21 +418,21 @@ static bool written_and_synced(struct victim *v)
 			return false;
 	} else {
 		for (long i = 0; i < PAGES; i++)
-			fill(buf + i * psize(), i, 1);
+			fill_page(buf + i * psize(), i, 1);
 		if (pwrite(v->fd, buf, len, 0) != (ssize_t)len)
 			return false;
 	}
 	return !munmap(buf, len) && !fsync(v->fd) && read_file_pages(v);
 }
 
-/* A page of the file with a private copy is not mapped any more, and stays cached. */
+/* A page of the file with a private copy is not mapped any more and stays cached. */
 static bool partly_copied(struct victim *v)
 {
 	char *file = touch(v, map_file(v, PROT_READ | PROT_WRITE, MAP_PRIVATE));
 
 	for (long i = 0; i < PAGES; i += 2) {
 		FORCE_READ(file[i * psize()]);
-		v->report->stay += !is_large(file + i * psize());
+		v->report->kept += !is_large(file + i * psize());
 		file[i * psize()]++;
 	}
 	return true;
@@ -488,7 +455,7 @@ static bool mapped_again(struct victim *v)
 	return true;
 }
 
-/* Only pages in the middle of the file, and of large folios, are mapped. */
+/* Only pages in the middle of the file and of large folios are mapped. */
 static bool middle(struct victim *v)
 {
 	const long first = PAGES * 3 / 4 - 5, end = first + 10;
@@ -499,7 +466,7 @@ static bool middle(struct victim *v)
 		from--;
 	while (to < PAGES && (page_flags(file + to * psize()) & KPF_COMPOUND_TAIL))
 		to++;
-	v->report->stay = PAGES - (to - from);
+	v->report->kept = PAGES - (to - from);
 	if (munmap(file, first * psize()) ||
 	    munmap(file + end * psize(), (PAGES - end) * psize()))
 		return false;
@@ -547,7 +514,7 @@ static int age(void)
 	if (!max)
 		return -1;
 	snprintf(line, sizeof(line), "+ %llu %d %lu 20 1", memcg, node, max);
-	return put(AT_FDCWD, "/sys/kernel/debug/lru_gen", line) ? used : -1;
+	return write_text(AT_FDCWD, "/sys/kernel/debug/lru_gen", line) ? used : -1;
 }
 
 /*
@@ -571,7 +538,7 @@ static bool become_victim(const void *arg)
 {
 	struct victim *v = (void *)arg;
 
-	run_on(true);
+	run_on_last_cpu();
 	return v->history(v);
 }
 
@@ -744,7 +711,7 @@ TEST_F_TIMEOUT(folios, are_evicted, TIMEOUT)
 	int pidfd;
 	pid_t pid;
 
-	run_on(false);
+	run_on_first_cpu();
 	pid = start_child(&self->env, become_victim, &v, &pidfd);
 	ASSERT_GT(pid, 0) TH_LOG("The victim could not be set up");
 	if (variant->size >= large && !report->large)
@@ -755,13 +722,13 @@ TEST_F_TIMEOUT(folios, are_evicted, TIMEOUT)
 	ASSERT_EQ(PAGES, file_cached(self->env.fd));
 
 	if (kill_with_flag(_metadata, pidfd)) {
-		EXPECT_EQ(report->stay, file_cached(self->env.fd));
+		EXPECT_EQ(report->kept, file_cached(self->env.fd));
 		EXPECT_LE(measure(&self->env).charge,
-			  slack() + (caches ? PAGES : report->stay) * psize());
+			  slack() + (caches ? PAGES : report->kept) * psize());
 	} else {
 		EXPECT_EQ(PAGES, file_cached(self->env.fd));
 	}
-	EXPECT_EQ(SIGKILL, died_of(pid));
+	EXPECT_EQ(SIGKILL, wait_termsig(pid));
 	EXPECT_EQ(-1, wrong_page(self->fd, PAGES, report->step));
 	close(pidfd);
 }
@@ -824,12 +791,12 @@ static int get_text(struct dl_phdr_info *info, size_t size, void *arg)
 	return 1;
 }
 
-/* In the program: read all of the text, report, and sleep. */
+/* In the victim's program: read all of the text, report, and sleep. */
 static int run_victim(int ready)
 {
 	struct text text = { };
 
-	run_on(true);
+	run_on_last_cpu();
 	dl_iterate_phdr(get_text, &text);
 	for (size_t i = 0; i < text.len; i += psize())
 		FORCE_READ(text.start[i]);
@@ -859,195 +826,31 @@ TEST_F_TIMEOUT(program, is_evicted, TIMEOUT)
 	int me = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
 	struct text text = { };
 	int ready[2], pidfd;
-	char c, arg[16];
+	char arg[16];
 	pid_t pid;
 	long all;
 
-	run_on(false);
+	run_on_first_cpu();
 	dl_iterate_phdr(get_text, &text);
 	all = (text.offset % psize() + text.len + psize() - 1) / psize();
 	ASSERT_EQ(0, pipe(ready));
 	snprintf(arg, sizeof(arg), "%d", ready[1]);
 	pid = fork_into_cgroup(&self->env, &pidfd);
 	if (!pid) {
-		char * const argv[] = { "victim", arg, NULL };
-
 		close(ready[0]);
-		syscall(__NR_execveat, self->fd, "", argv, environ, AT_EMPTY_PATH);
-		_exit(1);
+		exec_fd(self->fd, "victim", arg);
 	}
-	close(ready[1]);
-	ASSERT_EQ(1, read(ready[0], &c, 1));
-	ASSERT_EQ(all, cache_in(self->env.fd, text.offset, text.len).nr_cache);
+	ASSERT_EQ(pid, wait_ready(pid, ready));
+	ASSERT_EQ(all, cached_in(self->env.fd, text.offset, text.len));
 
 	if (kill_with_flag(_metadata, pidfd)) {
-		EXPECT_EQ(0, cache_in(self->env.fd, text.offset, text.len).nr_cache);
+		EXPECT_EQ(0, cached_in(self->env.fd, text.offset, text.len));
 		EXPECT_LE(measure(&self->env).charge, slack());
 	} else {
-		EXPECT_EQ(all, cache_in(self->env.fd, text.offset, text.len).nr_cache);
+		EXPECT_EQ(all, cached_in(self->env.fd, text.offset, text.len));
 	}
-	EXPECT_EQ(SIGKILL, died_of(pid));
+	EXPECT_EQ(SIGKILL, wait_termsig(pid));
 	EXPECT_TRUE(same_contents(self->fd, me));
-	close(pidfd);
-}
-
-/*
- * Swapped shared memory is not evicted: the last reference to the file frees it.
- */
-FIXTURE(swapped) {
-	struct env env;
-};
-
-FIXTURE_VARIANT(swapped) {
-	bool memfd;
-};
-
-FIXTURE_VARIANT_ADD(swapped, shared_anonymous) { };
-FIXTURE_VARIANT_ADD(swapped, memfd) { .memfd = true };
-
-FIXTURE_SETUP(swapped)
-{
-	if (!set_up(_metadata, &self->env, true, 0))
-		return;
-	self->env.fd = -1;
-	if (variant->memfd) {
-		self->env.fd = memfd_create("mrelease", MFD_CLOEXEC);
-		ASSERT_EQ(0, ftruncate(self->env.fd, PAGES * psize()));
-	}
-}
-
-FIXTURE_TEARDOWN(swapped)
-{
-	tear_down(&self->env);
-}
-
-/* Swap all of it out and read some of it back. */
-static bool swap_out(const void *arg)
-{
-	const int fd = *(const int *)arg;
-	char *p = map(PAGES, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
-
-	for (long i = 0; i < PAGES; i++)
-		fill(p + i * psize(), i, 0);
-	page_out(p, PAGES * psize());
-	force_read_pages(p, PAGES / 4, psize());
-	return true;
-}
-
-/* Up to Linux 6.14 each CPU keeps up to 64 freed swap slots charged. */
-static long freed_swap(void)
-{
-	struct utsname name;
-	int major = 0, minor = 0;
-
-	if (uname(&name) || sscanf(name.release, "%d.%d", &major, &minor) != 2 ||
-	    major > 6 || (major == 6 && minor > 14))
-		return 0;
-	return 64 * psize() * sysconf(_SC_NPROCESSORS_ONLN);
-}
-
-TEST_F_TIMEOUT(swapped, is_kept, TIMEOUT)
-{
-	struct usage before, usage;
-	int pidfd;
-	pid_t pid;
-
-	run_on(false);
-	pid = start_child(&self->env, swap_out, &self->env.fd, &pidfd);
-	ASSERT_GT(pid, 0);
-	before = measure(&self->env);
-	if (before.swap < PAGES / 2 * psize())
-		SKIP(return, "no swap");
-
-	ASSERT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
-	usage = measure(&self->env);
-	if (variant->memfd)
-		EXPECT_GE(usage.swap + freed_swap(), before.swap);
-	EXPECT_EQ(SIGKILL, died_of(pid));
-	if (variant->memfd) {
-		EXPECT_EQ(-1, wrong_page(self->env.fd, PAGES, 0));
-		close(self->env.fd);
-	}
-	usage = measure(&self->env);
-	EXPECT_LE(usage.swap, freed_swap());
-	EXPECT_LE(usage.charge, slack());
-	close(pidfd);
-}
-
-/*
- * Folios that cannot be evicted are marked as accessed, as munmap() does it.
- */
-FIXTURE(accessed) {
-	struct env env;
-};
-
-FIXTURE_VARIANT(accessed) {
-	const char *type;	/* of the file system, NULL: a memfd */
-	bool dirty;		/* written through the mapping, or else read only */
-};
-
-FIXTURE_VARIANT_ADD(accessed, memfd) { NULL };
-FIXTURE_VARIANT_ADD(accessed, memfd_dirty) { NULL, true };
-FIXTURE_VARIANT_ADD(accessed, tmpfs) { "tmpfs" };
-FIXTURE_VARIANT_ADD(accessed, ramfs) { "ramfs" };
-FIXTURE_VARIANT_ADD(accessed, disk_dirty) { "", true };
-
-FIXTURE_SETUP(accessed)
-{
-	int dir;
-
-	if (!set_up(_metadata, &self->env, false, variant->type && !*variant->type ? PAGES : 0))
-		return;
-	if (!variant->type) {
-		self->env.fd = memfd_create("mrelease", MFD_CLOEXEC);
-	} else if (*variant->type) {
-		dir = mount_fs(variant->type, NULL, NULL);
-		if (dir < 0) {
-			tear_down(&self->env);
-			SKIP(return, "no %s", variant->type);
-		}
-		self->env.fd = openat(dir, "file", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	}
-	ASSERT_EQ(0, ftruncate(self->env.fd, PAGES * psize()));
-}
-
-FIXTURE_TEARDOWN(accessed)
-{
-	tear_down(&self->env);
-}
-
-struct accessor {
-	int fd;
-	bool dirty;
-};
-
-static bool access_file(const void *arg)
-{
-	const struct accessor *a = arg;
-	/* Not MADV_RANDOM, which has no page of the VMA marked. */
-	char *p = map(PAGES, PROT_READ | PROT_WRITE, MAP_SHARED, a->fd, 0);
-
-	force_read_pages(p, PAGES, psize());
-	for (long i = 0; a->dirty && i < PAGES; i++)
-		p[i * psize()] = 1;
-	return true;
-}
-
-TEST_F_TIMEOUT(accessed, is_marked, TIMEOUT)
-{
-	const struct accessor accessor = { self->env.fd, variant->dirty };
-	int pidfd;
-	pid_t pid;
-
-	if (has_generations())
-		SKIP(return, "MGLRU has other marks");
-	pid = start_child(&self->env, access_file, &accessor, &pidfd);
-	ASSERT_GT(pid, 0);
-	kill_with_flag(_metadata, pidfd);
-	ASSERT_EQ(PAGES, cached(self->env.fd));
-	EXPECT_EQ(SIGKILL, died_of(pid));
-	EXPECT_EQ(PAGES, count_accessed(self->env.fd, PAGES));
 	close(pidfd);
 }
 

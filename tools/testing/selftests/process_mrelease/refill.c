@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What process_mrelease() has reaped stays empty, whichever path puts pages back.
+ * Test that nothing maps pages in memory that process_mrelease() has reaped.
  *
  * A second process refills the memory of the victim in a loop, from before the kill
- * until after the call has returned. A third process pins the mm, so that the exit
- * of the victim does not free what was refilled. The tests look for pages in the
- * page tables of the victim, and in the charge of a memory cgroup that only the
- * victim is in.
+ * until after the call has returned. A third process holds mm_users, so that the exit
+ * of the victim does not free the refilled pages. The tests look for pages in the
+ * page tables of the victim, and in the charge of a memory cgroup with only the
+ * victim in it.
  */
 #define _GNU_SOURCE
 #include <stdatomic.h>
 
-#include "mrelease_util.h"
+#include "util.h"
 
 #define PAGES	16384L
 #define CHUNK	(1024 * 1024L)	/* bytes for one UFFDIO_COPY, one page table at most */
@@ -29,26 +29,16 @@ struct area {
 	int mem;		/* /proc/PID/mem of the victim */
 	char *source;		/* of UFFDIO_COPY */
 	atomic_bool stop;
-	atomic_long rounds;	/* that the refiller has been over all of the area */
-	atomic_int error;	/* errno of the latest refusal */
-	atomic_long lost;	/* pages that were read, but not as the victim wrote them */
+	atomic_long rounds;	/* of the refiller over all of the area */
+	atomic_int error;	/* errno of the latest failure */
+	atomic_long wrong;	/* pages without the contents that the victim wrote */
 };
 
 static int uffd;		/* the same in the refiller */
 
-static void run_on_cpu(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		_exit(1);
-}
-
 static void map_area(struct area *a, int flags, int fd)
 {
-	a->start = map(a->pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | flags, fd, 0);
+	a->start = map_aligned(a->pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | flags, fd, 0);
 }
 
 static bool register_area(struct area *a, __u64 features, bool missing, bool minor)
@@ -62,7 +52,7 @@ static bool register_area(struct area *a, __u64 features, bool missing, bool min
 
 /* Victims. */
 
-static bool be_missing(const void *arg)
+static bool register_missing(const void *arg)
 {
 	struct area *a = (void *)arg;
 
@@ -70,7 +60,7 @@ static bool be_missing(const void *arg)
 	return register_area(a, UFFD_FEATURE_POISON, true, false);
 }
 
-static bool be_minor(const void *arg)
+static bool register_minor(const void *arg)
 {
 	struct area *a = (void *)arg;
 
@@ -79,7 +69,7 @@ static bool be_minor(const void *arg)
 }
 
 /* Few pages, but all page tables. */
-static bool be_sparse(const void *arg)
+static bool map_sparse(const void *arg)
 {
 	struct area *a = (void *)arg;
 
@@ -89,19 +79,19 @@ static bool be_sparse(const void *arg)
 	return true;
 }
 
-static bool be_modified(const void *arg)
+static bool map_modified(const void *arg)
 {
 	struct area *a = (void *)arg;
 
 	map_area(a, 0, a->file);
 	for (long i = 0; i < a->pages; i++)
-		fill(a->start + i * psize(), i, 1);
+		fill_page(a->start + i * psize(), i, 1);
 	return true;
 }
 
 static struct area *moved;
 
-static void *move_to_and_fro(void *arg)
+static void *move_back_and_forth(void *arg)
 {
 	struct uffdio_move move = { .mode = UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES };
 	__u64 from = (uintptr_t)moved->start + (long)arg * MOVED;
@@ -122,7 +112,7 @@ static void *move_to_and_fro(void *arg)
 	}
 }
 
-/* UFFDIO_MOVE waits for mmap_lock, which mlock2() holds, without looking for signals. */
+/* mlock2() holds mmap_lock, for which UFFDIO_MOVE waits uninterruptibly. */
 static void *lock_and_unlock(void *arg)
 {
 	const size_t len = moved->pages * psize();
@@ -133,8 +123,8 @@ static void *lock_and_unlock(void *arg)
 	_exit(1);
 }
 
-/* Pages move between the ends of the area. Reaping what lies between takes time. */
-static bool be_moving(const void *arg)
+/* Pages move between the ends of the area. Reaping the middle takes time. */
+static bool move_pages(const void *arg)
 {
 	pthread_t thread;
 
@@ -144,29 +134,29 @@ static bool be_moving(const void *arg)
 	if (!register_area(moved, UFFD_FEATURE_MOVE, true, false))
 		return false;
 	for (long i = 0; i < MOVERS; i++) {
-		if (pthread_create(&thread, NULL, move_to_and_fro, (void *)i))
+		if (pthread_create(&thread, NULL, move_back_and_forth, (void *)i))
 			return false;
 	}
 	return !pthread_create(&thread, NULL, lock_and_unlock, NULL);
 }
 
-/* Refillers: each goes over the area once, as far as it is let. */
+/* Refillers: each tries to fill the area once. */
 
-static void copy(struct area *a)
+static void refill_copy(struct area *a)
 {
 	for (long done = 0; done < a->pages * psize(); done += CHUNK) {
-		struct uffdio_copy copy = {
+		struct uffdio_copy range = {
 			.src = (uintptr_t)a->source,
 			.dst = (uintptr_t)a->start + done,
 			.len = CHUNK,
 		};
 
-		if (ioctl(uffd, UFFDIO_COPY, &copy))
+		if (ioctl(uffd, UFFDIO_COPY, &range))
 			a->error = errno;
 	}
 }
 
-static void map_zeropage(struct area *a)
+static void refill_zeropage(struct area *a)
 {
 	for (long i = 0; i < a->pages; i++) {
 		struct uffdio_zeropage zero = {
@@ -178,19 +168,19 @@ static void map_zeropage(struct area *a)
 	}
 }
 
-static void poison(struct area *a)
+static void refill_poison(struct area *a)
 {
 	for (long i = 0; i < a->pages; i++) {
-		struct uffdio_poison poison = {
+		struct uffdio_poison page = {
 			.range = { (uintptr_t)a->start + i * psize(), psize() },
 		};
 
-		if (ioctl(uffd, UFFDIO_POISON, &poison))
+		if (ioctl(uffd, UFFDIO_POISON, &page))
 			a->error = errno;
 	}
 }
 
-static void map_existing(struct area *a)
+static void refill_continue(struct area *a)
 {
 	for (long i = 0; i < a->pages; i++) {
 		struct uffdio_continue cont = {
@@ -202,7 +192,7 @@ static void map_existing(struct area *a)
 	}
 }
 
-static void collapse(struct area *a)
+static void refill_collapse(struct area *a)
 {
 	struct iovec range = { a->start, a->pages * psize() };
 
@@ -210,27 +200,19 @@ static void collapse(struct area *a)
 		a->error = errno;
 }
 
-static void fault(struct area *a)
+static void refill_fault(struct area *a)
 {
 	char page[psize()];
 
 	for (long i = 0; i < a->pages; i++) {
 		if (pread(a->mem, page, psize(), (uintptr_t)a->start + i * psize()) < 0)
 			a->error = errno;
-		else if (!filled(page, i, 1))
-			a->lost++;
+		else if (!is_filled(page, i, 1))
+			a->wrong++;
 	}
 }
 
-static long now_us(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
-}
-
-/* The threads of the victim move pages. Keep them from running now and then. */
+/* The threads of the victim move pages. Preempt them for 5 ms. */
 static void occupy_cpu(struct area *a)
 {
 	const struct sched_param fifo = { .sched_priority = 1 };
@@ -249,41 +231,41 @@ FIXTURE(refill) {
 };
 
 FIXTURE_VARIANT(refill) {
-	bool (*become)(const void *arg);
+	bool (*setup)(const void *arg);
 	void (*refill)(struct area *a);
-	bool memfd;		/* the file that the victim maps is one */
+	bool memfd;		/* map a memfd, not a file on disk */
 	long pages;
 	int error;		/* in the end, or 0 for any */
 	int tries;
 };
 
 FIXTURE_VARIANT_ADD(refill, uffdio_copy) {
-	.become = be_missing, .refill = copy, .pages = PAGES, .error = ESRCH,
+	.setup = register_missing, .refill = refill_copy, .pages = PAGES, .error = ESRCH,
 };
 
 FIXTURE_VARIANT_ADD(refill, uffdio_zeropage) {
-	.become = be_missing, .refill = map_zeropage, .pages = PAGES, .error = ESRCH,
+	.setup = register_missing, .refill = refill_zeropage, .pages = PAGES, .error = ESRCH,
 };
 
 FIXTURE_VARIANT_ADD(refill, uffdio_poison) {
-	.become = be_missing, .refill = poison, .pages = PAGES, .error = ESRCH,
+	.setup = register_missing, .refill = refill_poison, .pages = PAGES, .error = ESRCH,
 };
 
 FIXTURE_VARIANT_ADD(refill, uffdio_continue) {
-	.become = be_minor, .refill = map_existing, .memfd = true, .pages = PAGES,
+	.setup = register_minor, .refill = refill_continue, .memfd = true, .pages = PAGES,
 	.error = ESRCH,
 };
 
 FIXTURE_VARIANT_ADD(refill, uffdio_move) {
-	.become = be_moving, .refill = occupy_cpu, .pages = PAGES, .tries = 30,
+	.setup = move_pages, .refill = occupy_cpu, .pages = PAGES, .tries = 30,
 };
 
 FIXTURE_VARIANT_ADD(refill, madv_collapse) {
-	.become = be_sparse, .refill = collapse, .pages = PAGES,
+	.setup = map_sparse, .refill = refill_collapse, .pages = PAGES,
 };
 
 FIXTURE_VARIANT_ADD(refill, file_fault) {
-	.become = be_modified, .refill = fault, .pages = PAGES / 4, .error = EIO,
+	.setup = map_modified, .refill = refill_fault, .pages = PAGES / 4, .error = EIO,
 };
 
 FIXTURE_SETUP(refill)
@@ -299,7 +281,7 @@ FIXTURE_SETUP(refill)
 	a->source = malloc(CHUNK);
 	ASSERT_NE(NULL, a->source);
 	memset(a->source, 1, CHUNK);
-	if (!variant->memfd && variant->refill != fault)
+	if (!variant->memfd && variant->refill != refill_fault)
 		return;
 	a->file = variant->memfd ? memfd_create("mrelease", MFD_CLOEXEC) : open_scratch();
 	if (a->file < 0)
@@ -336,7 +318,7 @@ static int open_proc(pid_t pid, const char *name, int flags)
 	return open(path, flags | O_CLOEXEC);
 }
 
-/* Kills a victim while it is being refilled. */
+/* Kill a victim while its memory is being refilled. */
 static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
 			  const struct _fixture_variant_refill *variant, struct area *a,
 			  unsigned int flags)
@@ -347,22 +329,22 @@ static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
 	long rounds;
 
 	/*
-	 * Before the reaping is over the victim does not run, so its mm is found
-	 * without the flag as well.
+	 * The victim does not run before the reaping ends, so a call without the flag
+	 * finds its mm, too.
 	 */
 	run_on_cpu(0);
 	a->rounds = 0;
 	a->error = 0;
-	a->lost = 0;
+	a->wrong = 0;
 	a->stop = false;
-	victim = start_child(env, variant->become, a, &pidfd);
+	victim = start_child(env, variant->setup, a, &pidfd);
 	if (victim < 0)
 		SKIP(return, "needs userfaultfd with this feature");
 	pagemap = open_proc(victim, "pagemap", O_RDONLY);
 	ASSERT_GE(pagemap, 0);
 	a->pidfd = pidfd;
 	a->mem = open_proc(victim, "mem", O_RDONLY);
-	reader = pin_memory(victim, &moved);
+	reader = pin_mm(victim, &moved);
 	if (reader < 0)
 		SKIP(return, NO_PIN);
 
@@ -370,13 +352,13 @@ static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
 	ASSERT_GE(refiller, 0);
 	if (!refiller) {
 		run_on_cpu(a->cpu);
-		uffd = syscall(__NR_pidfd_getfd, pidfd, a->uffd, 0);
+		uffd = sys_pidfd_getfd(pidfd, a->uffd, 0);
 		for (; !a->stop; a->rounds++)
 			variant->refill(a);
 		_exit(0);
 	}
-	/* Until it is at work: a tenth of the area, or a few rounds. */
-	while (variant->refill == fault || variant->refill == occupy_cpu ? a->rounds < 3 :
+	/* Wait for a tenth of the area, or for a few rounds. */
+	while (variant->refill == refill_fault || variant->refill == occupy_cpu ? a->rounds < 3 :
 	       pages_left(pagemap, a) < a->pages / 10)
 		usleep(100);
 	if (variant->tries)
@@ -395,12 +377,12 @@ static void kill_refilled(struct __test_metadata *_metadata, struct env *env,
 
 	EXPECT_EQ(0, pages_left(pagemap, a));
 	EXPECT_LE(measure(env).charge, slack());
-	EXPECT_EQ(0, a->lost);
+	EXPECT_EQ(0, a->wrong);
 	if (variant->error)
 		EXPECT_EQ(variant->error, a->error);
 	kill(reader, SIGKILL);
 	waitpid(reader, NULL, 0);
-	EXPECT_EQ(SIGKILL, died_of(victim));
+	EXPECT_EQ(SIGKILL, wait_termsig(victim));
 	close(pagemap);
 	close(a->mem);
 	close(pidfd);

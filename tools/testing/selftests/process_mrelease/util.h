@@ -3,12 +3,13 @@
  * Common to the tests of process_mrelease(): a cgroup and a file for each test,
  * the memory they account for, and child processes in that cgroup.
  */
-#ifndef MRELEASE_UTIL_H
-#define MRELEASE_UTIL_H
+#ifndef SELFTESTS_PROCESS_MRELEASE_UTIL_H
+#define SELFTESTS_PROCESS_MRELEASE_UTIL_H
 
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
 #include <linux/mman.h>
 #include <linux/sched.h>
@@ -18,7 +19,9 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -26,7 +29,9 @@
 #include <time.h>
 
 #include "kselftest_harness.h"
-#include "vm_util.h"
+#include "../mm/hugepage_settings.h"
+#include "../mm/vm_util.h"
+#include "../pidfd/pidfd.h"
 
 #ifndef PROCESS_MRELEASE_REAP_KILL
 #define PROCESS_MRELEASE_REAP_KILL	1
@@ -34,15 +39,15 @@
 
 #define NOBODY	65534
 
-/* The exit status of a process that cannot do its part. */
-#define CANNOT	253
+/* The exit status of a process that the kernel does not support as needed. */
+#define EXIT_UNSUPPORTED	253
 
 /* In seconds, for a kernel with debugging options on an emulated machine */
 #define TIMEOUT	600
 
-#define NO_PIN	"needs userfaultfd and process_vm_readv"
-#define NO_FLAG	"kernel without PROCESS_MRELEASE_REAP_KILL"
-#define NO_DISK	"needs a file on disk, see TMPDIR"
+#define NO_PIN		"needs userfaultfd and process_vm_readv"
+#define NO_FLAG		"kernel without PROCESS_MRELEASE_REAP_KILL"
+#define NO_DISK		"needs a file on disk, see TMPDIR"
 
 /* Return 0 or the value of errno. */
 static inline int mrelease(int pidfd, unsigned int flags)
@@ -55,12 +60,7 @@ static inline bool has_reap_kill(void)
 	return mrelease(-1, PROCESS_MRELEASE_REAP_KILL) == EBADF;
 }
 
-static inline int pidfd_open(pid_t pid)
-{
-	return syscall(__NR_pidfd_open, pid, 0);
-}
-
-static inline long microseconds(void)
+static inline long now_us(void)
 {
 	struct timespec now;
 
@@ -68,33 +68,63 @@ static inline long microseconds(void)
 	return now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-/* Run on the first CPU, or on the last one. */
-static inline void run_on(bool last)
+/* The first or the last CPU of @cpus. */
+static inline int first_cpu(const cpu_set_t *cpus)
 {
-	cpu_set_t cpus, one;
-	int cpu = last ? CPU_SETSIZE - 1 : 0;
+	int cpu = 0;
 
-	sched_getaffinity(1, sizeof(cpus), &cpus);
-	while (!CPU_ISSET(cpu, &cpus))
-		cpu += last ? -1 : 1;
-	CPU_ZERO(&one);
-	CPU_SET(cpu, &one);
-	sched_setaffinity(0, sizeof(one), &one);
+	while (!CPU_ISSET(cpu, cpus))
+		cpu++;
+	return cpu;
 }
 
-/* The system call, since the C library changes the IDs of all threads. */
-static inline void be(uid_t real, uid_t effective, uid_t saved)
+static inline int last_cpu(const cpu_set_t *cpus)
+{
+	int cpu = CPU_SETSIZE - 1;
+
+	while (!CPU_ISSET(cpu, cpus))
+		cpu--;
+	return cpu;
+}
+
+static inline void run_on_cpu(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	sched_setaffinity(0, sizeof(set), &set);
+}
+
+static inline void run_on_first_cpu(void)
+{
+	cpu_set_t all;
+
+	sched_getaffinity(1, sizeof(all), &all);
+	run_on_cpu(first_cpu(&all));
+}
+
+static inline void run_on_last_cpu(void)
+{
+	cpu_set_t all;
+
+	sched_getaffinity(1, sizeof(all), &all);
+	run_on_cpu(last_cpu(&all));
+}
+
+/* Not setresuid(), which changes the IDs of all threads. */
+static inline void set_uids(uid_t real, uid_t effective, uid_t saved)
 {
 	if (syscall(SYS_setresuid, real, effective, saved))
-		_exit(CANNOT);
+		_exit(EXIT_UNSUPPORTED);
 }
 
-static inline void be_nobody(void)
+static inline void become_nobody(void)
 {
-	be(NOBODY, NOBODY, NOBODY);
+	set_uids(NOBODY, NOBODY, NOBODY);
 }
 
-static inline void be_nobody_with_cap_kill(void)
+static inline void become_nobody_with_cap_kill(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct caps[2] = {
@@ -102,9 +132,9 @@ static inline void be_nobody_with_cap_kill(void)
 	};
 
 	prctl(PR_SET_KEEPCAPS, 1);
-	be_nobody();
+	become_nobody();
 	if (syscall(SYS_capset, &header, caps))
-		_exit(CANNOT);
+		_exit(EXIT_UNSUPPORTED);
 }
 
 static inline int reopen(int fd, int flags)
@@ -115,8 +145,39 @@ static inline int reopen(int fd, int flags)
 	return open(path, flags | O_CLOEXEC);
 }
 
+/* The number of kills in a race */
+static inline int race_rounds(void)
+{
+	const char *nr = getenv("MRELEASE_ROUNDS");
+
+	return nr ? atoi(nr) : 60;
+}
+
+#define STACK_SIZE	(16 * psize())
+
+static inline int sleep_forever(void *unused)
+{
+	for (;;)
+		pause();
+	return 0;
+}
+
+/* Start @fn in another thread or process with the same mm. */
+static inline pid_t clone_vm(int (*fn)(void *), void *arg, int flags)
+{
+	char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pid_t pid = -1;
+
+	if (stack != MAP_FAILED)
+		pid = clone(fn, stack + STACK_SIZE, CLONE_VM | flags, arg);
+	if (pid < 0)
+		_exit(EXIT_UNSUPPORTED);
+	return pid;
+}
+
 /* Fill a page with contents that depend on its number and version, from 0. */
-static inline void fill(void *to, long page, unsigned int version)
+static inline void fill_page(void *to, long page, unsigned int version)
 {
 	uint64_t *word = to;
 
@@ -124,11 +185,11 @@ static inline void fill(void *to, long page, unsigned int version)
 		word[i] = ((uint64_t)version << 56) + ((uint64_t)page << 16) + i + 1;
 }
 
-static inline bool filled(const void *from, long page, unsigned int version)
+static inline bool is_filled(const void *from, long page, unsigned int version)
 {
 	char want[psize()];
 
-	fill(want, page, version);
+	fill_page(want, page, version);
 	return !memcmp(from, want, psize());
 }
 
@@ -141,7 +202,7 @@ struct env {
 	long pages;
 };
 
-static inline bool put(int dir, const char *name, const char *text)
+static inline bool write_text(int dir, const char *name, const char *text)
 {
 	int fd = openat(dir, name, O_WRONLY | O_CLOEXEC);
 	bool ok = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
@@ -151,7 +212,7 @@ static inline bool put(int dir, const char *name, const char *text)
 	return ok;
 }
 
-static inline long get(int dir, const char *name)
+static inline long read_number(int dir, const char *name)
 {
 	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
 	char text[32] = "";
@@ -175,7 +236,7 @@ static inline bool make_cgroup(struct env *env)
 	if (!mnt)
 		return false;
 	root = open(mnt->mnt_dir, O_PATH | O_CLOEXEC);
-	put(root, "cgroup.subtree_control", "+memory");
+	write_text(root, "cgroup.subtree_control", "+memory");
 	close(root);
 	snprintf(env->cgroup, sizeof(env->cgroup), "%s/mrelease.%d", mnt->mnt_dir,
 		 getpid());
@@ -200,14 +261,19 @@ static inline struct cachestat cache_in(int fd, off_t offset, size_t len)
 	return cs;
 }
 
-static inline struct cachestat cache_of(int fd)
+static inline long cached_in(int fd, off_t offset, size_t len)
 {
-	return cache_in(fd, 0, 0);
+	return cache_in(fd, offset, len).nr_cache;
 }
 
 static inline long cached(int fd)
 {
-	return cache_of(fd).nr_cache;
+	return cached_in(fd, 0, 0);
+}
+
+static inline long dirty(int fd)
+{
+	return cache_in(fd, 0, 0).nr_dirty;
 }
 
 /* Every page has version 0, every @step-th page version 1. */
@@ -221,7 +287,7 @@ static inline bool write_pages(int fd, long pages, unsigned int step)
 	char buf[psize()];
 
 	for (long i = 0; i < pages; i++) {
-		fill(buf, i, version(i, step));
+		fill_page(buf, i, version(i, step));
 		if (pwrite(fd, buf, psize(), i * psize()) != psize())
 			return false;
 	}
@@ -235,7 +301,7 @@ static inline long wrong_page(int fd, long pages, unsigned int step)
 
 	for (long i = 0; i < pages; i++) {
 		if (pread(fd, buf, psize(), i * psize()) != psize() ||
-		    !filled(buf, i, version(i, step)))
+		    !is_filled(buf, i, version(i, step)))
 			return i;
 	}
 	return -1;
@@ -261,6 +327,99 @@ static inline int open_scratch(void)
 	if (fd >= 0)
 		close(fd);
 	return -1;
+}
+
+static inline int make_memfd(void)
+{
+	return memfd_create("mrelease", MFD_CLOEXEC);
+}
+
+/* Return -1 if there is no free huge page. */
+static inline int make_hugetlb(void)
+{
+	int fd = memfd_create("mrelease", MFD_CLOEXEC | MFD_HUGETLB);
+
+	if (fd >= 0 && fallocate(fd, 0, 0, default_huge_page_size())) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/* Return a descriptor of a copy of this program with the mode @mode, or -1. */
+static inline int copy_program(mode_t mode)
+{
+	int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	int to = open_scratch(), fd = -1;
+
+	if (to >= 0 && sendfile(to, from, NULL, INT_MAX) > 0 && !fchmod(to, mode) &&
+	    !fsync(to))
+		fd = reopen(to, O_RDONLY);
+	close(from);
+	close(to);
+	return fd;
+}
+
+/* Does not return. */
+static inline void exec_fd(int fd, const char *name, const char *arg)
+{
+	char * const argv[] = { (char *)name, (char *)arg, NULL };
+
+	syscall(__NR_execveat, fd, "", argv, environ, AT_EMPTY_PATH);
+	_exit(EXIT_UNSUPPORTED);
+}
+
+/* Return the descriptor of a mount that is not attached to any path, or -1. */
+static inline int new_mount(const char *type, const char * const options[][2])
+{
+	int fs = fsopen(type, FSOPEN_CLOEXEC), fd = -1;
+	bool ok = fs >= 0;
+
+	for (; ok && options && (*options)[0]; options++)
+		ok = !fsconfig(fs, FSCONFIG_SET_STRING, (*options)[0], (*options)[1], 0);
+	if (ok && !fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		fd = fsmount(fs, FSMOUNT_CLOEXEC, 0);
+	close(fs);
+	return fd;
+}
+
+/* Thaws the file system if the test dies. */
+static pid_t thaw_helper;
+
+/* Return false for the root file system, or if this file system cannot be frozen. */
+static inline bool freeze_fs(int fd)
+{
+	struct stat file, root;
+	sigset_t set;
+	int sig;
+
+	if (fstat(fd, &file) || stat("/", &root) || file.st_dev == root.st_dev)
+		return false;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	thaw_helper = fork();
+	if (!thaw_helper) {
+		sigprocmask(SIG_BLOCK, &set, NULL);
+		prctl(PR_SET_PDEATHSIG, SIGUSR1);
+		sigwait(&set, &sig);
+		ioctl(fd, FITHAW, 0);
+		_exit(0);
+	}
+	return !ioctl(fd, FIFREEZE, 0);
+}
+
+/* Return false if the file system was not frozen. */
+static inline bool thaw_fs(int fd)
+{
+	bool ok;
+
+	if (thaw_helper <= 0)
+		return false;
+	ok = !ioctl(fd, FITHAW, 0);
+	kill(thaw_helper, SIGKILL);
+	waitpid(thaw_helper, NULL, 0);
+	thaw_helper = 0;
+	return ok;
 }
 
 /* Return false if the test is skipped. */
@@ -294,7 +453,7 @@ static inline void kill_cgroup(const struct env *env)
 	int pid, nr, tries = 0;
 	FILE *procs;
 
-	put(env->cgroup_fd, "cgroup.freeze", "1");
+	write_text(env->cgroup_fd, "cgroup.freeze", "1");
 	do {
 		nr = 0;
 		procs = fdopen(openat(env->cgroup_fd, "cgroup.procs", O_RDONLY), "r");
@@ -305,7 +464,7 @@ static inline void kill_cgroup(const struct env *env)
 		if (nr)
 			usleep(1000);
 	} while (nr && ++tries < 100);
-	put(env->cgroup_fd, "cgroup.freeze", "0");
+	write_text(env->cgroup_fd, "cgroup.freeze", "0");
 }
 
 static inline void tear_down(struct env *env)
@@ -333,11 +492,11 @@ static inline struct usage measure(const struct env *env)
 		usage.charge = atol(text);
 	if (env->pages)
 		usage.cache = cached(env->fd);
-	usage.swap = get(env->cgroup_fd, "memory.swap.current");
+	usage.swap = read_number(env->cgroup_fd, "memory.swap.current");
 	return usage;
 }
 
-static inline long counter(const char *name)
+static inline long vmstat_counter(const char *name)
 {
 	FILE *vmstat = fopen("/proc/vmstat", "r");
 	long value, found = -1;
@@ -357,8 +516,8 @@ static inline void page_out(void *p, size_t len)
 {
 	madvise(p, len, MADV_PAGEOUT);
 	for (int i = 0; i < 10000; i++) {
-		put(AT_FDCWD, "/proc/sys/vm/stat_refresh", "1");
-		if (counter("nr_writeback") <= 0)
+		write_text(AT_FDCWD, "/proc/sys/vm/stat_refresh", "1");
+		if (vmstat_counter("nr_writeback") <= 0)
 			break;
 		usleep(1000);
 	}
@@ -410,58 +569,64 @@ static inline void drain_lru_batches(void)
 {
 	static char pages[2 << 16];
 	char *page = (char *)(((uintptr_t)pages + 0xffff) & ~0xffffUL);
-	cpu_set_t all, own, one;
+	cpu_set_t all, own;
 
 	sched_getaffinity(0, sizeof(own), &own);
 	sched_getaffinity(1, sizeof(all), &all);
 	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
 		if (!CPU_ISSET(cpu, &all))
 			continue;
-		CPU_ZERO(&one);
-		CPU_SET(cpu, &one);
-		sched_setaffinity(0, sizeof(one), &one);
+		run_on_cpu(cpu);
 		mlock(page, psize());
 		munlock(page, psize());
 	}
 	sched_setaffinity(0, sizeof(own), &own);
 }
 
-/*
- * Start a child in the cgroup of the test, which calls @become and then sleeps.
- * Return its PID once @become has returned true, or -1.
- */
-static inline pid_t start_child(const struct env *env, bool (*become)(const void *),
-				const void *arg, int *pidfd)
+/* Wait until a child has written to the pipe; return its PID, or -1 if it has exited. */
+static inline pid_t wait_ready(pid_t pid, const int ready[2])
 {
-	int ready[2];
-	pid_t pid;
 	char c;
 
-	if (pipe(ready))
-		return -1;
-	pid = fork_into_cgroup(env, pidfd);
-	if (!pid) {
-		close(ready[0]);
-		if (!become(arg))
-			_exit(1);
-		drain_lru_batches();
-		if (write(ready[1], "", 1) != 1)
-			_exit(1);
-		for (;;)
-			pause();
-	}
 	close(ready[1]);
 	if (pid > 0 && read(ready[0], &c, 1) != 1) {
 		waitpid(pid, NULL, 0);
-		close(*pidfd);
 		pid = -1;
 	}
 	close(ready[0]);
 	return pid;
 }
 
+/*
+ * Start a child in the cgroup of the test. The child calls @setup and then sleeps.
+ * Return its PID once @setup has returned true, or -1.
+ */
+static inline pid_t start_child(const struct env *env, bool (*setup)(const void *),
+				const void *arg, int *pidfd)
+{
+	pid_t pid, ready_pid;
+	int ready[2];
+
+	if (pipe(ready))
+		return -1;
+	pid = fork_into_cgroup(env, pidfd);
+	if (!pid) {
+		close(ready[0]);
+		if (!setup(arg))
+			_exit(1);
+		drain_lru_batches();
+		if (write(ready[1], "", 1) != 1)
+			_exit(1);
+		sleep_forever(NULL);
+	}
+	ready_pid = wait_ready(pid, ready);
+	if (pid > 0 && ready_pid < 0)
+		close(*pidfd);
+	return ready_pid;
+}
+
 /* In a victim: map memory or a file, aligned for huge pages. */
-static inline void *map(long pages, int prot, int flags, int fd, int advice)
+static inline void *map_aligned(long pages, int prot, int flags, int fd, int advice)
 {
 	size_t len = pages * psize(), align = 4 << 20;
 	char *p = mmap(NULL, len + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -480,7 +645,7 @@ static inline void *map(long pages, int prot, int flags, int fd, int advice)
  * Undo MADV_HUGEPAGE. khugepaged may hold a reference to a folio while it waits
  * for a read; such a folio cannot be evicted. madvise() waits for khugepaged.
  */
-static inline void keep_khugepaged_away(void *addr, size_t len)
+static inline void disable_khugepaged(void *addr, size_t len)
 {
 	madvise(addr, len, MADV_NOHUGEPAGE);
 }
@@ -501,7 +666,7 @@ static inline uint64_t page_flags(char *addr)
 #define KPF_REFERENCED	BIT_ULL(2)
 #define KPF_ACTIVE	BIT_ULL(6)
 
-/* Count the pages of a file that are marked as accessed; to map them marks none. */
+/* Count the pages of a file that are marked as accessed. Mapping them does not mark them. */
 static inline long count_accessed(int fd, long pages)
 {
 	char *p = mmap(NULL, pages * psize(), PROT_READ, MAP_SHARED, fd, 0);
@@ -519,8 +684,7 @@ static inline bool is_large(char *addr)
 	return page_flags(addr) & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
 }
 
-/* Wait for a child; return the signal that killed it, or -1. */
-/* The state of a task as /proc has it. 0 means this process. */
+/* The state of a task in /proc/TID/stat. @tid 0 means this process. */
 static inline char state_of(pid_t tid)
 {
 	char path[32] = "/proc/self/stat", text[512] = "", *p;
@@ -545,7 +709,7 @@ static inline bool freeze_cgroup(struct env *env)
 	char path[PATH_MAX + 16], text[64] = "";
 
 	snprintf(path, sizeof(path), "%s/cgroup.events", env->cgroup);
-	if (!put(env->cgroup_fd, "cgroup.freeze", "1"))
+	if (!write_text(env->cgroup_fd, "cgroup.freeze", "1"))
 		return false;
 	for (int i = 0; i < 10000 && !strstr(text, "frozen 1"); i++) {
 		usleep(1000);
@@ -555,13 +719,37 @@ static inline bool freeze_cgroup(struct env *env)
 	return strstr(text, "frozen 1");
 }
 
-static inline int died_of(pid_t pid)
+/* Wait for a child; return the signal that killed it, or -1. */
+static inline int wait_termsig(pid_t pid)
 {
 	int status;
 
 	if (waitpid(pid, &status, 0) != pid || !WIFSIGNALED(status))
 		return -1;
 	return WTERMSIG(status);
+}
+
+/* Return true if MGLRU is enabled and can be controlled. */
+static inline bool has_generations(void)
+{
+	unsigned long enabled = 0;
+	char text[32];
+
+	if (read_file("/sys/kernel/mm/lru_gen/enabled", text, sizeof(text)))
+		enabled = strtoul(text, NULL, 0);
+	return enabled && !access("/sys/kernel/debug/lru_gen", W_OK);
+}
+
+/* Kill and reap. Return false on a kernel without PROCESS_MRELEASE_REAP_KILL. */
+static inline bool kill_with_flag(struct __test_metadata *_metadata, int pidfd)
+{
+	if (has_reap_kill()) {
+		EXPECT_EQ(0, mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL));
+		return true;
+	}
+	EXPECT_EQ(0, sys_pidfd_send_signal(pidfd, SIGKILL, NULL, 0));
+	mrelease(pidfd, 0);
+	return false;
 }
 
 /* A read of the victim's memory that holds mm_users. */
@@ -580,10 +768,10 @@ static inline void *read_victim(void *arg)
 }
 
 /*
- * Start a process that holds mm_users of the victim: it reads the victim's
+ * Start a process that holds mm_users of the victim: the process reads the victim's
  * memory into a page whose fault never ends. Return -1 if that is not possible.
  */
-static inline pid_t pin_memory(pid_t victim, void *addr)
+static inline pid_t pin_mm(pid_t victim, void *addr)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct pin pin = { victim, { NULL, psize() }, { addr, 1 } };
@@ -592,20 +780,12 @@ static inline pid_t pin_memory(pid_t victim, void *addr)
 	int ready[2];
 	int uffd;
 	pid_t pid;
-	char c;
 
 	if (pipe(ready))
 		return -1;
 	pid = fork();
-	if (pid) {
-		close(ready[1]);
-		if (pid > 0 && read(ready[0], &c, 1) != 1) {
-			waitpid(pid, NULL, 0);
-			pid = -1;
-		}
-		close(ready[0]);
-		return pid;
-	}
+	if (pid)
+		return wait_ready(pid, ready);
 
 	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
 	pin.here.iov_base = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
