@@ -192,7 +192,7 @@ static bool move_to_device(const void *arg)
 		       DMIRROR_PAGES / 2) &&
 	       dmirror(DMIRROR_FD, HMM_DMIRROR_EXCLUSIVE,
 		       *(char * const *)arg + bytes(DMIRROR_PAGES / 2), data,
-		      DMIRROR_PAGES / 2);
+		       DMIRROR_PAGES / 2);
 }
 
 /* An MMU notifier may block, e.g. for the victim's exit: call again after EAGAIN. */

@@ -194,9 +194,10 @@ FIXTURE_TEARDOWN(page_tables)
 static char *touch_tables(long nr, int fd)
 {
 	const long pages = nr * (TABLE_SPAN / psize());
-	char *p = fd < 0 ? map_aligned(pages, PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, MADV_NOHUGEPAGE) :
-			   map_aligned(pages, PROT_READ, MAP_SHARED, fd, MADV_RANDOM);
+	const int anon = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	char *p = fd < 0 ?
+		map_aligned(pages, PROT_READ | PROT_WRITE, anon, -1, MADV_NOHUGEPAGE) :
+		map_aligned(pages, PROT_READ, MAP_SHARED, fd, MADV_RANDOM);
 
 	for (long i = 0; i < nr; i++) {
 		if (fd < 0)

@@ -143,7 +143,7 @@ static inline long held_pages(struct fuse_server *s)
 }
 
 /* Mount the file system. Return NULL without FUSE. */
-static struct fuse_server *start_server(struct __test_metadata *_metadata)
+static inline struct fuse_server *start_server(struct __test_metadata *_metadata)
 {
 	struct fuse_server *s = map_anon(1, MAP_SHARED);
 	char dev[16];
@@ -176,7 +176,7 @@ static struct fuse_server *start_server(struct __test_metadata *_metadata)
 }
 
 /* In the victim: close the device, so that the connection ends with the test. */
-static struct fuse_server *detach_server(const void *arg)
+static inline struct fuse_server *detach_server(const void *arg)
 {
 	struct fuse_server *s = (struct fuse_server *)arg;
 

@@ -436,7 +436,7 @@ static bool swap_out(const void *arg)
 {
 	const int fd = *(const int *)arg;
 	char *p = map_aligned(FEW_PAGES, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
+			      MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
 
 	for (long i = 0; i < FEW_PAGES; i++)
 		fill_page(p + i * psize(), i, 0);

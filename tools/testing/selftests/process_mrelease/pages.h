@@ -19,12 +19,12 @@
 #endif
 
 /* Wait for a condition; return false if it does not become true in time. */
-#define wait_until(condition) ({						\
-	time_t __end = time(NULL) + WAIT_SECONDS;				\
-	bool met;							\
-	while (!(met = (condition)) && time(NULL) < __end)		\
+#define wait_until(condition) ({					\
+	time_t __end = time(NULL) + WAIT_SECONDS;			\
+	bool __met;							\
+	while (!(__met = (condition)) && time(NULL) < __end)		\
 		usleep(1000);						\
-	met;								\
+	__met;								\
 })
 
 static inline long bytes(long pages)
@@ -79,7 +79,7 @@ static inline long misplaced(int fd, long first, long nr)
 static inline bool droppable(int fd)
 {
 	return wait_until(!fsync(fd) && !posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) &&
-		     !cached(fd));
+			  !cached(fd));
 }
 
 /*

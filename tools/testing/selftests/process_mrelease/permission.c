@@ -8,7 +8,7 @@
 
 #include "procs.h"
 
-/* The kernel thread stays root's. */
+/* The kernel thread keeps the user ID of root. */
 static void start_vhost_worker_as_nobody(void)
 {
 	start_vhost_worker();
@@ -37,7 +37,7 @@ static void enter_new_user_ns(void)
 		_exit(EXIT_UNSUPPORTED);
 }
 
-/* Root of a user namespace that nobody has created, but another user outside. */
+/* Root of a user namespace that the user nobody has created; user 100000 outside. */
 static void become_root_of_new_user_ns(void)
 {
 	char path[32];
@@ -157,7 +157,7 @@ static pid_t find_pid(int pidfd)
 	return 0;
 }
 
-/* The methods to kill. They return 0 or the value of errno. */
+/* Methods to kill a process. They return 0 or the value of errno. */
 static int by_kill(int pidfd)
 {
 	struct pidfd_info info = { .mask = PIDFD_INFO_PID };

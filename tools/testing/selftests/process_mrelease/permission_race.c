@@ -100,32 +100,32 @@ struct race {
 /* Between the signal and the return to user mode of its target. */
 #define DELIVERY	500L
 
-FIXTURE(root_for_good) {
+FIXTURE(setuid_race) {
 	struct env env;
 	pid_t idle_processes;
 	int program;
 	struct race *race;
 };
 
-FIXTURE_VARIANT(root_for_good) {
+FIXTURE_VARIANT(setuid_race) {
 	bool sharer;		/* becomes root, else the process of the pidfd */
 	bool exec;		/* of a set-user-ID program */
 	bool by_kill;		/* for comparison: kill(2) */
 };
 
-FIXTURE_VARIANT_ADD(root_for_good, victim) { };
-FIXTURE_VARIANT_ADD(root_for_good, victim_exec) { .exec = true };
-FIXTURE_VARIANT_ADD(root_for_good, sharer) { .sharer = true };
-FIXTURE_VARIANT_ADD(root_for_good, sharer_exec) { .sharer = true, .exec = true };
-FIXTURE_VARIANT_ADD(root_for_good, kill) { .by_kill = true };
-FIXTURE_VARIANT_ADD(root_for_good, kill_exec) { .by_kill = true, .exec = true };
+FIXTURE_VARIANT_ADD(setuid_race, victim) { };
+FIXTURE_VARIANT_ADD(setuid_race, victim_exec) { .exec = true };
+FIXTURE_VARIANT_ADD(setuid_race, sharer) { .sharer = true };
+FIXTURE_VARIANT_ADD(setuid_race, sharer_exec) { .sharer = true, .exec = true };
+FIXTURE_VARIANT_ADD(setuid_race, kill) { .by_kill = true };
+FIXTURE_VARIANT_ADD(setuid_race, kill_exec) { .by_kill = true, .exec = true };
 
 static struct race *map_race(void)
 {
 	return mmap(NULL, psize(), PROT_READ | PROT_WRITE, MAP_SHARED, SHARED_FD, 0);
 }
 
-FIXTURE_SETUP(root_for_good)
+FIXTURE_SETUP(setuid_race)
 {
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
 		SKIP(return, "needs two CPUs");
@@ -142,19 +142,19 @@ FIXTURE_SETUP(root_for_good)
 	self->idle_processes = start_idle_processes(_metadata, 10000);
 }
 
-FIXTURE_TEARDOWN(root_for_good)
+FIXTURE_TEARDOWN(setuid_race)
 {
 	end_idle_processes(self->idle_processes);
 	tear_down(&self->env);
 }
 
 /* In the process that becomes root, in the set-user-ID program if .exec. */
-static int run_as_root(struct race *b)
+static int run_as_root(struct race *race)
 {
 	set_uids(0, 0, 0);
-	b->root_at = now_us();
+	race->root_at = now_us();
 	for (;;)
-		b->seen_at = now_us();
+		race->seen_at = now_us();
 	return 1;
 }
 
@@ -167,18 +167,18 @@ struct root_victim {
 static int become_root(void *arg)
 {
 	const struct root_victim *v = arg;
-	struct race *b = v->race;
+	struct race *race = v->race;
 	long start;
 
-	b->ready = 1;
-	while (!b->go)
+	race->ready = 1;
+	while (!race->go)
 		;
 	start = now_us();
-	while (now_us() < start + b->delay)
+	while (now_us() < start + race->delay)
 		;
 	if (v->program)
 		exec_fd(v->program, "become_root", NULL);
-	return run_as_root(b);
+	return run_as_root(race);
 }
 
 /* The user nobody may kill both processes: it is their real user ID. */
@@ -199,24 +199,24 @@ static bool is_dead(pid_t pid)
 }
 
 /* In the caller. Return 0 or the value of errno. */
-static int call_or_kill(struct race *b, pid_t pid, int pidfd, bool by_kill)
+static int call_or_kill(struct race *race, pid_t pid, int pidfd, bool by_kill)
 {
 	int error = 0;
 
 	become_nobody();
-	b->called_at = now_us();
+	race->called_at = now_us();
 	if (!by_kill)
 		error = mrelease(pidfd, PROCESS_MRELEASE_REAP_KILL);
 	else if (kill(pid, SIGKILL))
 		error = errno;
-	b->returned_at = now_us();
+	race->returned_at = now_us();
 	return error;
 }
 
-TEST_F_TIMEOUT(root_for_good, is_not_killed, TIMEOUT)
+TEST_F_TIMEOUT(setuid_race, is_not_killed, TIMEOUT)
 {
-	struct race *b = self->race;
-	struct root_victim v = { b, variant->exec ? self->program : 0, variant->sharer };
+	struct race *race = self->race;
+	struct root_victim v = { race, variant->exec ? self->program : 0, variant->sharer };
 	int pidfd, status, killed = 0, as_root = 0, inside = 0;
 	long delay = 0, step = 16000;
 	const int nr = race_rounds();
@@ -224,45 +224,46 @@ TEST_F_TIMEOUT(root_for_good, is_not_killed, TIMEOUT)
 
 	run_on_first_cpu();
 	for (int i = 0; i < nr; i++) {
-		memset(b, 0, sizeof(*b));
-		b->delay = delay;
+		memset(race, 0, sizeof(*race));
+		race->delay = delay;
 		pid = fork_into_cgroup(&self->env, &pidfd);
 		if (!pid)
 			run_root_victim(&v);
 		ASSERT_GT(pid, 0);
-		while (!b->ready || !b->sharer)
+		while (!race->ready || !race->sharer)
 			usleep(100);
-		target = v.sharer ? b->sharer : pid;
+		target = v.sharer ? race->sharer : pid;
 		caller = fork();
 		if (!caller) {
-			b->go = 1;
-			if (b->delay < 0)
-				usleep(-b->delay);
-			_exit(call_or_kill(b, target, pidfd, variant->by_kill));
+			race->go = 1;
+			if (race->delay < 0)
+				usleep(-race->delay);
+			_exit(call_or_kill(race, target, pidfd, variant->by_kill));
 		}
 		ASSERT_EQ(caller, waitpid(caller, &status, 0));
 		ASSERT_TRUE(WIFEXITED(status));
 
-		while (!is_dead(target) && b->seen_at < b->returned_at + 2 * DELIVERY)
+		while (!is_dead(target) && race->seen_at < race->returned_at + 2 * DELIVERY)
 			usleep(100);
 		if (WEXITSTATUS(status)) {
 			ASSERT_EQ(EPERM, WEXITSTATUS(status));
 			EXPECT_FALSE(is_dead(pid));
-			EXPECT_FALSE(is_dead(b->sharer));
+			EXPECT_FALSE(is_dead(race->sharer));
 		} else if (!v.sharer || !v.program) {
 			/* After execve() it does not share the mm. */
 			EXPECT_TRUE(is_dead(target));
 		}
-		inside += b->root_at > b->called_at && b->root_at < b->returned_at;
+		inside += race->root_at > race->called_at && race->root_at < race->returned_at;
 		killed += is_dead(target);
-		as_root += is_dead(target) && b->root_at && b->seen_at - b->root_at > DELIVERY;
+		as_root += is_dead(target) && race->root_at &&
+			   race->seen_at - race->root_at > DELIVERY;
 
 		/* Approach the latest time at which the call still kills. */
-		delay += b->root_at ? step : -step;
+		delay += race->root_at ? step : -step;
 		step = step > 4000 ? step * 3 / 4 : 4000;
 		kill_cgroup(&self->env);
 		waitpid(pid, NULL, 0);
-		waitpid(b->sharer, NULL, 0);
+		waitpid(race->sharer, NULL, 0);
 		close(pidfd);
 	}
 	TH_LOG("%d of %d killed, %d became root during the call", killed, nr, inside);

@@ -165,7 +165,7 @@ TEST_F_TIMEOUT(concurrent, memory_is_free, TIMEOUT)
 }
 
 /*
- * A call after another one, or after the victim's exit.
+ * The first caller is killed during the call. The second call frees the rest.
  */
 FIXTURE(interrupted) {
 	struct env env;
@@ -181,7 +181,6 @@ FIXTURE_TEARDOWN(interrupted)
 	tear_down(&self->env);
 }
 
-/* The first caller is killed during the call. The second call frees the rest. */
 TEST_F_TIMEOUT(interrupted, second_call_frees_the_rest, TIMEOUT)
 {
 	const struct spec spec = { };
@@ -212,11 +211,11 @@ TEST_F_TIMEOUT(interrupted, second_call_frees_the_rest, TIMEOUT)
 }
 
 /*
- * The sharers, the threads or the mm of the victim change all the time.
+ * The sharers, the threads or the mm of the victim keep changing.
  */
 static cpu_set_t here, there;	/* the CPUs of the test and of the victim */
 
-/* Make the teardown of the old mm in execve() take a while. */
+/* More memory makes execve() take longer. */
 static void add_memory(void)
 {
 	size_t len = 4 * PAGES * psize();
@@ -237,7 +236,7 @@ static void exec_again(const char *how)
 	add_memory();
 	snprintf(sock, sizeof(sock), "%d", procs[0].sock[1]);
 	if (write(procs[0].sock[1], "", 1) == 1)
-		execl("/proc/self/exe", "mrelease_kill", how, sock, NULL);
+		execl("/proc/self/exe", "race", how, sock, NULL);
 	_exit(1);
 }
 
@@ -274,7 +273,7 @@ static int exec_with_sharer(void)
 	return 0;
 }
 
-/* In the program */
+/* In the new program */
 static void exec_main(const char *how, const char *sock)
 {
 	procs[0].sock[1] = atoi(sock);
@@ -287,7 +286,7 @@ static void exec_main(const char *how, const char *sock)
 		exec_with_sharer();
 }
 
-static int exit_soon(void *us)
+static int exit_after(void *us)
 {
 	usleep((long)us);
 	_exit(0);
@@ -296,7 +295,7 @@ static int exit_soon(void *us)
 static int make_sharers(void)
 {
 	for (int nr = 0;; nr++) {
-		run_in_mm(exit_soon, nr % 4 * 500, SIGCHLD);
+		run_in_mm(exit_after, nr % 4 * 500, SIGCHLD);
 		while (waitpid(-1, NULL, nr < 8 ? WNOHANG : 0) > 0 && nr >= 8)
 			nr--;
 	}
@@ -304,29 +303,29 @@ static int make_sharers(void)
 }
 
 /* Each sharer starts the next one and exits. */
-static int relay(void *unused)
+static int start_next_sharer(void *unused)
 {
-	run_in_mm(relay, 0, SIGCHLD);
+	run_in_mm(start_next_sharer, 0, SIGCHLD);
 	_exit(0);
 }
 
-static int make_relay(void)
+static int make_successive_sharers(void)
 {
-	run_in_mm(relay, 0, SIGCHLD);
+	run_in_mm(start_next_sharer, 0, SIGCHLD);
 	return sleep_forever(NULL);
 }
 
 static int vfork_loop(void)
 {
 	for (int nr = 0;; nr++) {
-		pid_t pid = run_in_mm(exit_soon, nr % 4 * 500, CLONE_VFORK | SIGCHLD);
+		pid_t pid = run_in_mm(exit_after, nr % 4 * 500, CLONE_VFORK | SIGCHLD);
 
 		waitpid(pid, NULL, 0);
 	}
 	return 0;
 }
 
-static void *nothing(void *unused)
+static void *exit_thread(void *unused)
 {
 	return NULL;
 }
@@ -336,7 +335,7 @@ static void *thread_loop(void *unused)
 	pthread_t thread;
 
 	for (;;) {
-		if (!pthread_create(&thread, NULL, nothing, NULL))
+		if (!pthread_create(&thread, NULL, exit_thread, NULL))
 			pthread_join(thread, NULL);
 	}
 	return NULL;
@@ -402,11 +401,11 @@ FIXTURE_VARIANT_ADD(race, sharers_two_cpus) {
 };
 
 FIXTURE_VARIANT_ADD(race, successive_sharers) {
-	.action = make_relay,
+	.action = make_successive_sharers,
 };
 
 FIXTURE_VARIANT_ADD(race, successive_sharers_two_cpus) {
-	.action = make_relay,
+	.action = make_successive_sharers,
 	.two_cpus = true,
 };
 
@@ -652,7 +651,7 @@ TEST_F_TIMEOUT(leavers, survive, TIMEOUT)
 			}
 		}
 	}
-	TH_LOG("%d sharers died, %d others lived", shared, left);
+	TH_LOG("%d sharers died, %d processes that had left the mm survived", shared, left);
 	EXPECT_LE(nr * MAKERS, shared);
 	EXPECT_LT(0, left);
 }

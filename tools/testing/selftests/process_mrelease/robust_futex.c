@@ -9,7 +9,7 @@
 
 #include "util.h"
 
-#define PAGES	4096L		/* of anon_pages memory in the victim */
+#define PAGES	4096L		/* of anonymous memory in the victim */
 #define NODES	3		/* in shared memory */
 #define OFFSET	64		/* from a list entry to its futex */
 
@@ -22,7 +22,7 @@ struct list {
 	enum state state;	/* of the holder, during the call */
 	int nodes;		/* list entries in shared memory */
 	bool private_entry;	/* another one in private memory, after the first */
-	bool futex_on_next_page;		/* each futex is on the page after its entry */
+	bool futex_on_next_page;/* of the entry */
 	bool pending;		/* only in list_op_pending */
 	bool compat;		/* the list of a 32-bit program */
 	int kept;		/* private pages that may stay */
@@ -89,7 +89,7 @@ static long register_list(const struct list *list, void *head)
 #endif
 }
 
-/* Add an entry after @at. Return where to add_entry the next one. */
+/* Add an entry after @at. Return where to add the next one. */
 static char *add_entry(const struct list *list, char *head, char *at, char *entry)
 {
 	*futex_of(list, entry) = gettid() | FUTEX_WAITERS;
