@@ -258,11 +258,11 @@ static void keep_reading(int fd, char *addr, int ready)
 		if (!filled_pages(data, 0, 1, 1))
 			_exit(2);
 	}
-	/* The memory is has_exited. */
+	/* The memory has been freed. */
 	pause();
 }
 
-/* What runs idle on the last CPU stops where it is, perhaps with a lock held. */
+/* Loops preempt a SCHED_IDLE task on the last CPU, perhaps while it holds a lock. */
 static void start_loops(pid_t *loops, int nr)
 {
 	while (nr--) {

@@ -14,7 +14,7 @@
 #include "util.h"
 
 /*
- * The sleep_forever processes run on one stack, to which all of them write the same. They are
+ * The idle processes run on one stack, to which all of them write the same. They are
  * in a PID namespace and die with its init.
  */
 static void idle_init(int ready, long size)
@@ -67,7 +67,7 @@ static pid_t start_idle_processes(struct __test_metadata *_metadata, long size)
 		idle_init(ready[1], size);
 	ASSERT_EQ((ssize_t)sizeof(size), read(ready[0], &size, sizeof(size)));
 	ASSERT_LT(0, size);
-	TH_LOG("%ld sleep_forever processes", size);
+	TH_LOG("%ld idle processes", size);
 	close(ready[0]);
 	close(ready[1]);
 	return pid;

@@ -65,7 +65,7 @@ static inline void touch_file(char *file)
 		FORCE_READ(file[i * psize()]);
 }
 
-/* One word of each page tells whether the page is is_intact. */
+/* One word of each page tells whether the page is intact. */
 static inline void write_anon(void)
 {
 	for (long i = 0; i < own_spec->anon; i++)
@@ -221,7 +221,7 @@ static inline void spawn(struct __test_metadata *_metadata, struct env *env,
 	wait_for_report(_metadata, v, &v->proc);
 }
 
-/* Return true if the process is alive and its memory is_intact. */
+/* Return true if the process is alive and its memory intact. */
 static inline bool is_intact(struct proc *p)
 {
 	char c = 0;
