@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# bash completion for mrelease(8). For /usr/share/bash-completion/completions/mrelease
+# bash completion for mrelease(1). For /usr/share/bash-completion/completions/mrelease
 # shellcheck shell=bash
 
 _mrelease() {

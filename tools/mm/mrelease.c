@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * mrelease: kill processes and see their memory freed. See mrelease.8.
+ * mrelease: kill processes and see their memory freed. See mrelease.1.
  *
  * A process is known by its pidfd. /proc/PID is opened after the pidfd, and
  * used only if the process was still there after that: as long as it is, its
