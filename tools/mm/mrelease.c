@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * mrelease: kill processes and see their memory freed. See mrelease.1.
+ * mrelease: kill processes and free their memory. See mrelease.1.
  *
- * A process is known by its pidfd. /proc/PID is opened after the pidfd, and
- * used only if the process was still there after that: as long as it is, its
- * PID cannot be another's, and a directory of /proc does not pass from one
- * process to another.
+ * A pidfd identifies each victim. new_victim() opens /proc/PID after the pidfd
+ * and uses the directory only if the process still exists then: until a process
+ * has been waited for, no other process can have its PID, and a directory of
+ * /proc never changes to another process.
+ *
+ * A run looks at all victims before it kills the first, because memory that
+ * victims share can only be counted while all of them have it.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -17,18 +20,22 @@
 #include <linux/magic.h>
 #include <poll.h>
 #include <pthread.h>
+#include <pwd.h>
 #include <regex.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
+
+#define VERSION		"1.0"
 
 /* The C library's headers may be older than the kernel's. */
 #ifndef PROCESS_MRELEASE_REAP_KILL
@@ -41,57 +48,73 @@
 #define KCMP_VM				1
 #define ARRAY_SIZE(array)		(sizeof(array) / sizeof((array)[0]))
 
-#define LOOK_MS		1000	/* not to wait longer for /proc/PID/smaps */
-#define FREEZE_MS	500	/* nor for a cgroup to be frozen */
-#define TICK_MS		100	/* of the progress line */
-#define BLINK_MS	400
+#define LOOK_MS		1000	/* limit for reading one /proc/PID/smaps */
+#define FREEZE_MS	500	/* limit for freezing a cgroup */
+#define TICK_MS		100	/* between two updates of the progress line */
+#define QUIET_MS	400	/* before the first one */
+#define CACHE_LEFT	(1 << 20)	/* too small to report for a cgroup */
+
+typedef unsigned long long u64;
 
 /* As in kill(1). */
 enum { ALL = 0, NONE = 1, USAGE = 2, SOME = 64 };
 
 static struct {
-	const char *match, *cgroup;
-	bool full, exact, dry_run, json, quiet;
-	long jobs;
-	double timeout;
-} opt = { .timeout = 10 };
+	const char *pidfd, *match, *users, *parents, *cgroup, *jobs, *timeout;
+	bool full, exact, dry_run, json, quiet, verbose, version, help;
+} opt;
+
+static long nr_jobs;
 
 static bool has_flag;
 static double deadline, started;
-static int max_victim_fd, max_files, nr_files;	/* see share_descriptors() */
+static int max_victim_fd, max_files;	/* see share_descriptors() */
 
+/* A mapped file. Victims that map the same inode share one. */
 struct file {
 	struct file *next;
 	int fd;
 	dev_t dev;
 	ino_t ino;
-	unsigned long long from, to;		/* the part that is mapped, in bytes */
-	unsigned long long before;		/* cached then */
+	u64 from, to;			/* the part that is mapped, in bytes */
+	u64 before;			/* cached before the kills */
+	u64 freed, left;
+	bool known;			/* cachestat() or mincore() has seen pages, */
+	bool mincore;			/* mincore() for this count */
 };
 
-/* What a process holds, in bytes. */
+/* A part of a process's memory that other processes may share. In bytes. */
+struct part {
+	enum { ANON, SWAP, REGULAR, OTHER } kind;
+	u64 dev, start, end;		/* an address range, or an inode number */
+	u64 all, alone, pss, dirty;
+	struct file *file;
+	struct victim *victim;
+};
+
+/* What a thread has read in /proc/PID/smaps. */
 struct look {
-	pthread_mutex_t lock;
-	pthread_cond_t cond;
-	bool done, abandoned;
+	bool done, abandoned, ok;
 	int dir;
-	unsigned long long anon;		/* its alone */
-	unsigned long long shared;		/* anonymous, others have it too */
-	unsigned long long swap;		/* its alone */
-	unsigned long long file;			/* mapped, of files */
-	unsigned long long file_others;		/* that others map too */
-	unsigned long long vdso;		/* the kernel's own, counted as a file */
-	bool cache_known;
-	struct file *files;
+	u64 alone;			/* anonymous memory that only this process has */
+	u64 regular;			/* mapped pages of the files in @parts */
+	u64 special;			/* the vDSO and the like, which count as file pages */
+	struct part *parts;
+	size_t nr_parts;
 };
 
-enum state { NEW, RUNNING, DONE };
+/* What a process holds according to /proc/PID/status, in bytes. */
+struct sizes {
+	u64 anon, swap, file, shmem, virt;
+};
+
+enum state { NEW, LOOKED, DONE, BUSY };
 
 /* What becomes of memory. */
 enum {
 	FREED_ANON, FREED_SWAP, FREED_FILE, NR_FREED,
 	LEFT_ANON = NR_FREED, LEFT_SHARED, LEFT_SWAP, LEFT_SHMEM,
-	LEFT_DIRTY, LEFT_OTHERS, LEFT_IN_USE, LEFT_UNKNOWN, NR_FATES
+	LEFT_DIRTY, LEFT_OTHERS, LEFT_CACHED, LEFT_UNKNOWN, NR_FATES
 };
 
 static const struct { const char *key, *text; } fates[NR_FATES] = {
@@ -99,34 +122,47 @@ static const struct { const char *key, *text; } fates[NR_FATES] = {
 	[FREED_SWAP] = { "swap", "swap" },
 	[FREED_FILE] = { "file", "file" },
 	[LEFT_ANON] = { "anon", "anonymous, still mapped" },
-	[LEFT_SHARED] = { "anon_shared", "anonymous, shared with others" },
+	[LEFT_SHARED] = { "anon_shared", "anonymous, shared with other processes" },
 	[LEFT_SWAP] = { "swap", "swap" },
 	[LEFT_SHMEM] = { "shmem", "shared memory" },
-	[LEFT_DIRTY] = { "file_dirty", "file, not written back yet" },
-	[LEFT_OTHERS] = { "file_shared", "file, mapped by others" },
-	[LEFT_IN_USE] = { "file_cached", "file, in the page cache all the same" },
-	[LEFT_UNKNOWN] = { "file_unknown", "file, not known" },
+	[LEFT_DIRTY] = { "file_dirty", "file, not written back" },
+	[LEFT_OTHERS] = { "file_shared", "file, mapped by other processes" },
+	[LEFT_CACHED] = { "file_cached", "file, still cached" },
+	[LEFT_UNKNOWN] = { "file_unknown", "file, unknown whether cached" },
 };
 
 struct victim {
-	pid_t pid;
+	pid_t pid, parent;
+	uid_t euid;
 	int pidfd, dir;
 	char name[64];
-	int rank;			/* of its kill, from high to low; see get_rank() */
-	bool stopped;			/* by us */
+	int rank;			/* high ranks are killed first; see get_rank() */
 	enum state state;
+	bool stopped;			/* by mrelease */
+	bool killed;			/* SIGKILL was sent */
+	bool has_memory;
+	bool same_memory;		/* another victim has the same address space, */
+	bool counted;			/* which an earlier one stands for */
 	int error;
-	char why[160];			/* instead of strerror() */
+	char why[160];			/* instead of strerror(error) */
 	double ms;
-	bool measured;			/* looked at more than /proc/PID/status */
-	unsigned long long bytes[NR_FATES];
+	struct sizes held, now;		/* before and after the kill */
+	struct look *look;
+	struct part sum;		/* see sum_up() */
 };
 
-/* They stay where they are: workers hold on to them. */
+/* Workers keep pointers to victims, so that only the array of pointers moves. */
 static struct victim **victims;
 static size_t nr_victims;
+static u64 total[NR_FATES];
+static bool total_measured = true;	/* no victim was known from its status only */
+
+/* work_lock protects the state of victims, look_lock that of looks and the files. */
 static pthread_mutex_t work_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t work_cond;
+static pthread_mutex_t look_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t work_cond, look_cond;
+static struct file *files;
+static int nr_files;
 
 static double now_ms(void)
 {
@@ -158,33 +194,27 @@ static const int ending[] = {
 	SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGALRM, SIGUSR1, SIGUSR2, SIGXCPU,
 };
 
-static const int stopping[] = { SIGTSTP, SIGTTIN, SIGTTOU };
-
-static void hold(sigset_t *set, const int *sigs, size_t nr)
-{
-	struct sigaction old;
-
-	for (size_t i = 0; i < nr; i++) {
-		/* As with nohup. If it were blocked, it would stay pending. */
-		if (!sigaction(sigs[i], NULL, &old) && old.sa_handler != SIG_IGN)
-			sigaddset(set, sigs[i]);
-	}
-}
-
-/* No signal but SIGKILL and SIGSTOP is to leave a cgroup frozen. */
+/* No signal but SIGKILL and SIGSTOP may end or stop mrelease while a cgroup is frozen. */
 static void hold_signals(void)
 {
+	struct sigaction old;
 	sigset_t set;
 
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN);
 	sigemptyset(&set);
-	hold(&set, ending, ARRAY_SIZE(ending));
-	hold(&set, stopping, ARRAY_SIZE(stopping));
+	sigaddset(&set, SIGTSTP);
+	sigaddset(&set, SIGTTIN);
+	sigaddset(&set, SIGTTOU);
+	for (size_t i = 0; i < ARRAY_SIZE(ending); i++) {
+		/* As with nohup. A blocked signal that is ignored would stay pending. */
+		if (!sigaction(ending[i], NULL, &old) && old.sa_handler != SIG_IGN)
+			sigaddset(&set, ending[i]);
+	}
 	sigprocmask(SIG_SETMASK, &set, NULL);
 }
 
-/* By which signal? */
+/* The signal that interrupted mrelease, or 0. */
 static int interrupted(void)
 {
 	sigset_t pending;
@@ -208,7 +238,7 @@ static void clear_progress(void)
 	fflush(stderr);
 }
 
-/* Names are bytes that somebody else has chosen, and terminals obey some. */
+/* Other users choose names, and a terminal obeys some bytes. */
 static void put_text(const char *text, FILE *to)
 {
 	for (; *text; text++) {
@@ -236,20 +266,47 @@ static void write_complaint(const char *text)
 	write_complaint(text_of_complaint); \
 } while (0)
 
+#define usage_error(...) do { \
+	complain(__VA_ARGS__); \
+	exit(USAGE); \
+} while (0)
+
 static void thaw_all(void);
 
-static void *grow(void *array, size_t nr, size_t size)
+static void *check_memory(void *memory)
 {
-	/* When it is full, at a power of two, twice as much. */
-	if (nr & (nr - 1))
-		return array;
-	array = realloc(array, (nr ? nr * 2 : 1) * size);
-	if (!array) {
+	if (!memory) {
 		complain("%s", strerror(ENOMEM));
 		thaw_all();
 		_exit(NONE);
 	}
-	return array;
+	return memory;
+}
+
+/* Make room for one more element. The size is a power of two. */
+static void *grow(void *array, size_t nr, size_t size)
+{
+	if (nr & (nr - 1))
+		return array;
+	return check_memory(realloc(array, (nr ? nr * 2 : 1) * size));
+}
+
+struct pids {
+	pid_t *pid;
+	size_t nr;
+};
+
+static void add_number(struct pids *pids, pid_t pid)
+{
+	pids->pid = grow(pids->pid, pids->nr, sizeof(pid));
+	pids->pid[pids->nr++] = pid;
+}
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
 }
 
 static int mrelease(int pidfd, unsigned int flags)
@@ -262,10 +319,7 @@ static int send(int pidfd, int sig)
 	return syscall(__NR_pidfd_send_signal, pidfd, sig, NULL, 0) ? errno : 0;
 }
 
-/*
- * Not waited for yet, so that nobody else can have its PID. What else is wrong,
- * such as EPERM or what a security module says, is said of a process.
- */
+/* True until the process has been waited for: EPERM and the like mean that it exists. */
 static bool exists(int pidfd)
 {
 	return send(pidfd, 0) != ESRCH;
@@ -278,56 +332,47 @@ static bool has_ended(int pidfd, int ms)
 	return poll(&pfd, 1, ms) > 0;
 }
 
-/* The beginning of a small file; its length, or -1. */
-static ssize_t slurp(int dir, const char *name, char *buf, size_t size)
-{
-	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
-	ssize_t n, len = 0;
-
-	buf[0] = 0;
-	if (fd < 0)
-		return -1;
-	while ((n = read(fd, buf + len, size - 1 - len)) > 0)
-		len += n;
-	close(fd);
-	buf[len] = 0;
-	return n < 0 ? -1 : len;
-}
-
-/* All of a file, to be freed; or NULL, and errno. */
-static char *read_all(int dir, const char *name)
+/* Read a whole file. Return memory to be freed, or NULL with errno set. */
+static char *read_all(int dir, const char *name, size_t *len)
 {
 	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC), error = 0;
-	char *text = NULL, *more;
-	size_t size = 0, len = 0;
+	size_t size = 0, used = 0;
+	char *text = NULL;
 	ssize_t n;
 
 	if (fd < 0)
 		return NULL;
 	do {
-		if (size - len < 2) {
-			size = size ? size * 2 : 8192;
-			more = realloc(text, size);
-			if (!more) {
-				error = ENOMEM;
-				break;
-			}
-			text = more;
+		if (size - used < 2) {
+			size = size ? size * 2 : 4096;
+			text = check_memory(realloc(text, size));
 		}
-		n = read(fd, text + len, size - 1 - len);
+		n = read(fd, text + used, size - 1 - used);
 		if (n < 0)
 			error = errno;
 		else
-			len += n;
+			used += n;
 	} while (n > 0);
 	close(fd);
+	text[used] = 0;
+	if (len)
+		*len = used;
 	if (error) {
 		free(text);
+		text = NULL;
 		errno = error;
-		return NULL;
 	}
-	text[len] = 0;
 	return text;
+}
+
+/* Read the first line of a file, as far as there is room. Return false if there is none. */
+static bool read_line(int dir, const char *name, char *line, size_t size)
+{
+	char *text = read_all(dir, name, NULL);
+
+	snprintf(line, size, "%.*s", text ? (int)strcspn(text, "\n") : 0, text ?: "");
+	free(text);
+	return line[0];
 }
 
 static int put(int dir, const char *name, const char *text)
@@ -343,86 +388,118 @@ static int put(int dir, const char *name, const char *text)
 	return error;
 }
 
-/* A line "name value" of /proc/PID/status and the like, 0 without it. */
-static unsigned long long field(const char *text, const char *name)
+/* The text behind "name:" or "name " at the start of a line, or NULL. */
+static const char *find_field(const char *text, const char *name)
 {
 	size_t len = strlen(name);
 
 	for (; text; text = strchr(text, '\n')) {
 		text += *text == '\n';
 		if (!strncmp(text, name, len) && (text[len] == ':' || text[len] == ' '))
-			return strtoull(text + len + 1, NULL, 10);
+			return text + len + 1;
 	}
-	return 0;
+	return NULL;
+}
+
+static u64 field(const char *text, const char *name)
+{
+	const char *value = find_field(text, name);
+
+	return value ? strtoull(value, NULL, 10) : 0;
+}
+
+static u64 field_kib(const char *text, const char *name)
+{
+	return field(text, name) * 1024;
+}
+
+static u64 less(u64 a, u64 b)
+{
+	return a > b ? a - b : 0;
+}
+
+static u64 min(u64 a, u64 b)
+{
+	return a < b ? a : b;
+}
+
+static u64 max(u64 a, u64 b)
+{
+	return a > b ? a : b;
+}
+
+static u64 take(u64 *from, u64 at_most)
+{
+	u64 n = min(*from, at_most);
+
+	*from -= n;
+	return n;
 }
 
 /*
- * A process that dies with the init of its PID namespace, or with its parent in an outer
- * namespace, does not have its files evicted. So the deepest namespace comes first, and
- * an init last of its namespace.
+ * The files of a process that dies with the init of its PID namespace, or with its
+ * parent in an outer namespace, are not evicted. So the deepest namespace comes
+ * first, and an init last of its namespace. @nspid is the value of NSpid.
  */
-static int get_rank(char *nspid)
+static int get_rank(const char *nspid)
 {
+	size_t len = strcspn(nspid, "\n");
+	const char *last = nspid;
 	int depth = 0;
-	char *last = NULL;
 
-	if (!nspid)
-		return 0;
-	nspid[strcspn(nspid + 1, "\n") + 1] = 0;
-	for (char *p = nspid; (p = strchr(p, '\t')); p++) {
-		last = p;
-		depth++;
+	for (const char *p = nspid; p < nspid + len; p++) {
+		if (*p == '\t') {
+			last = p;
+			depth++;
+		}
 	}
-	return 2 * depth + !(last && atoi(last) == 1);
+	return 2 * depth + (atoi(last) != 1);
 }
 
-static struct victim *new_victim(pid_t pid, int pidfd, int *error)
+/* Never returns NULL. If the process cannot be used, ->error says why. */
+static struct victim *new_victim(pid_t pid, int pidfd)
 {
-	struct victim *v = calloc(1, sizeof(*v));
+	struct victim *v = check_memory(calloc(1, sizeof(*v)));
+	const char *value;
 	char path[32], *text;
 
-	*error = ENOMEM;
-	if (!v)
-		return NULL;
 	v->pid = pid;
-	v->pidfd = pidfd;
+	v->pidfd = pidfd < 0 ? (int)syscall(__NR_pidfd_open, pid, 0) : pidfd;
 	v->dir = -1;
-	if (pidfd < 0) {
-		v->pidfd = syscall(__NR_pidfd_open, pid, 0);
-		*error = errno;
-		if (v->pidfd < 0)
-			goto none;
-	}
+	v->error = errno;
+	if (v->pidfd < 0)
+		return v;
 	snprintf(path, sizeof(path), "/proc/%d", pid);
 	v->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	*error = errno == ENOENT ? ESRCH : errno;
+	v->error = errno == ENOENT ? ESRCH : errno;
 	if (v->dir < 0)
-		goto none;
-	*error = EMFILE;
+		return v;
+	v->error = EMFILE;
 	if (v->dir > max_victim_fd)
-		goto none;
-	/* Only now it is known whose directory that is. */
-	*error = ESRCH;
+		return v;
+	/* Until here the directory could have been another process's. */
+	v->error = ESRCH;
 	if (!exists(v->pidfd))
-		goto none;
+		return v;
 
-	if (slurp(v->dir, "comm", v->name, sizeof(v->name)) > 0)
-		v->name[strcspn(v->name, "\n")] = 0;
-	text = read_all(v->dir, "status");
-	if (!text) {
-		*error = errno == ENOENT ? ESRCH : errno;
-		goto none;
-	}
-	v->rank = get_rank(strstr(text, "\nNSpid:"));
+	text = read_all(v->dir, "status", NULL);
+	v->error = text ? 0 : errno == ENOENT ? ESRCH : errno;
+	read_line(v->dir, "comm", v->name, sizeof(v->name));
+	v->parent = field(text, "PPid");
+	value = find_field(text, "Uid");
+	if (!value || sscanf(value, "%*u %u", &v->euid) != 1)
+		v->euid = -1;
+	value = find_field(text, "NSpid");
+	v->rank = value ? get_rank(value) : 0;
 	free(text);
 	return v;
-none:
-	if (v->dir >= 0)
-		close(v->dir);
-	if (pidfd < 0 && v->pidfd >= 0)
-		close(v->pidfd);
+}
+
+static void drop_victim(struct victim *v)
+{
+	close_fd(&v->pidfd);
+	close_fd(&v->dir);
 	free(v);
-	return NULL;
 }
 
 static void add_victim(struct victim *v)
@@ -431,155 +508,223 @@ static void add_victim(struct victim *v)
 	victims[nr_victims++] = v;
 }
 
-/* What it would take to know, before: /proc/PID/smaps and the files in it. */
-
-static bool cached(const struct file *file, unsigned long long *bytes, unsigned long long *dirty)
+/* The victim with this PID, unless another process has the PID by now. */
+static struct victim *known(pid_t pid)
 {
-	struct { unsigned long long off, len; } range = { file->from, file->to - file->from };
-	struct { unsigned long long cache, dirty, writeback, evicted, recently; } state;
+	for (size_t i = nr_victims; i-- > 0;)
+		if (victims[i]->pid == pid && victims[i]->pidfd >= 0 &&
+		    exists(victims[i]->pidfd))
+			return victims[i];
+	return NULL;
+}
 
+/* What the victims hold: /proc/PID/status, /proc/PID/smaps and the files in it. */
+
+/* Takes no lock, and any user may read it. Return false if there is no memory. */
+static bool get_sizes(struct victim *v, struct sizes *sizes)
+{
+	char *text = read_all(v->dir, "status", NULL);
+	bool has_memory = find_field(text, "VmSize");
+
+	sizes->anon = field_kib(text, "RssAnon");
+	sizes->swap = field_kib(text, "VmSwap");
+	sizes->file = field_kib(text, "RssFile");
+	sizes->shmem = field_kib(text, "RssShmem");
+	sizes->virt = field_kib(text, "VmSize");
+	free(text);
+	return has_memory;
+}
+
+/* mincore() tells only root and the owner: for other users, it says that all is cached. */
+static u64 count_by_mincore(const struct file *file)
+{
+	static unsigned char vec[1 << 16];
+	u64 page = sysconf(_SC_PAGESIZE), most = sizeof(vec) * page, cached = 0;
+	struct stat st;
+
+	if (fstat(file->fd, &st) || (geteuid() && geteuid() != st.st_uid))
+		return 0;
+	for (u64 from = file->from; from < file->to; from += most) {
+		u64 len = min(file->to - from, most);
+		void *map = mmap(NULL, len, PROT_READ, MAP_SHARED, file->fd, from);
+
+		if (map == MAP_FAILED)
+			break;
+		if (!mincore(map, len, vec))
+			for (u64 i = 0; i < len / page; i++)
+				cached += (vec[i] & 1) * page;
+		munmap(map, len);
+	}
+	return cached;
+}
+
+static u64 count_by_cachestat(const struct file *file)
+{
 #ifdef __NR_cachestat
-	if (syscall(__NR_cachestat, file->fd, &range, &state, 0))
+	struct { u64 off, len; } range = { file->from, file->to - file->from };
+	struct { u64 cache, dirty, writeback, evicted, recently; } state;
+
+	if (!syscall(__NR_cachestat, file->fd, &range, &state, 0))
+		return state.cache * sysconf(_SC_PAGESIZE);
 #endif
-		return false;
-	*bytes = state.cache * sysconf(_SC_PAGESIZE);
-	*dirty = (state.dirty + state.writeback) * sysconf(_SC_PAGESIZE);
-	return true;
+	return 0;
+}
+
+static void count_files_before(void)
+{
+	pthread_mutex_lock(&look_lock);
+	for (struct file *file = files; file; file = file->next) {
+		file->before = count_by_cachestat(file);
+		/* The pages of an overlayfs file belong to an inode below. */
+		file->mincore = !file->before;
+		if (file->mincore)
+			file->before = count_by_mincore(file);
+		file->known |= file->before;
+	}
+	pthread_mutex_unlock(&look_lock);
+}
+
+static void count_files_after(void)
+{
+	pthread_mutex_lock(&look_lock);
+	for (struct file *file = files; file; file = file->next)
+		file->freed += less(file->before, file->mincore ? count_by_mincore(file) :
+				    count_by_cachestat(file));
+	pthread_mutex_unlock(&look_lock);
 }
 
 /*
- * Opening something else may have consequences, and what it is the victim can
- * change: so we decide with the path open, and open what we have decided upon.
+ * Opening anything but a regular file may have side effects, and the victim can
+ * replace what a name stands for: so check an O_PATH descriptor, and open that.
+ * Files on tmpfs are shared memory, and left out.
  */
-static int open_regular(int path, const struct stat *st)
+static int open_regular(int dir, const char *name, struct stat *st)
 {
-	char name[32];
+	int path = openat(dir, name, O_PATH | O_CLOEXEC), fd = -1;
+	struct statfs fs;
+	char link[32];
 
-	if (!S_ISREG(st->st_mode))
+	if (path < 0)
 		return -1;
-	snprintf(name, sizeof(name), "/proc/self/fd/%d", path);
-	return open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", path);
+	if (!fstat(path, st) && S_ISREG(st->st_mode))
+		fd = open(link, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	close(path);
+	if (fd >= 0 && (fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC))
+		close_fd(&fd);
+	return fd;
 }
 
-static bool may_keep_file(void)
-{
-	if (__atomic_fetch_add(&nr_files, 1, __ATOMIC_RELAXED) < max_files)
-		return true;
-	__atomic_sub_fetch(&nr_files, 1, __ATOMIC_RELAXED);
-	return false;
-}
-
-/* Parts of a file that overlap or have a gap are looked at as one. */
-static bool add_file(struct look *look, const char *name,
-		     unsigned long long from, unsigned long long to)
+/* If parts of a file overlap or have a gap, the file keeps the range of all. */
+static struct file *get_file(int dir, const char *name, u64 from, u64 to)
 {
 	struct file *file;
-	struct statfs fs;
 	struct stat st;
-	int fd, path;
+	int fd = open_regular(dir, name, &st);
 
-	path = openat(look->dir, name, O_PATH | O_CLOEXEC);
-	if (path < 0)
-		return false;
-	if (fstat(path, &st)) {
-		close(path);
-		return false;
-	}
-	for (file = look->files; file; file = file->next) {
-		if (file->dev != st.st_dev || file->ino != st.st_ino)
-			continue;
-		file->from = from < file->from ? from : file->from;
-		file->to = to > file->to ? to : file->to;
-		close(path);
-		return true;
-	}
-
-	fd = open_regular(path, &st);
-	close(path);
 	if (fd < 0)
-		return false;
-	file = malloc(sizeof(*file));
-	/* What is on tmpfs counts as shared memory. */
-	if (!file || fstatfs(fd, &fs) || fs.f_type == TMPFS_MAGIC || !may_keep_file()) {
-		free(file);
-		close(fd);
-		return false;
+		return NULL;
+	pthread_mutex_lock(&look_lock);
+	file = files;
+	while (file && (file->dev != st.st_dev || file->ino != st.st_ino))
+		file = file->next;
+	if (!file && nr_files < max_files) {
+		file = check_memory(malloc(sizeof(*file)));
+		*file = (struct file) {
+			.next = files, .fd = fd, .dev = st.st_dev, .ino = st.st_ino, .from = from,
+		};
+		files = file;
+		nr_files++;
+		fd = -1;
 	}
-	*file = (struct file) {
-		.next = look->files, .fd = fd, .dev = st.st_dev, .ino = st.st_ino,
-		.from = from, .to = to,
-	};
-	look->files = file;
-	return true;
+	if (file) {
+		file->from = min(file->from, from);
+		file->to = max(file->to, to);
+	}
+	pthread_mutex_unlock(&look_lock);
+	close_fd(&fd);
+	return file;
 }
 
-/* One mapping: its line, and what smaps says about it. */
+static void add_part(struct look *look, struct part part)
+{
+	look->parts = grow(look->parts, look->nr_parts, sizeof(part));
+	look->parts[look->nr_parts++] = part;
+}
+
+/* Add a mapping: @line is its first line in smaps, @text the rest. */
 static void add_mapping(struct look *look, const char *line, const char *text)
 {
-	unsigned long long rss = field(text, "Rss") * 1024;
-	unsigned long long anon = field(text, "Anonymous") * 1024;
-	unsigned long long shared = (field(text, "Shared_Clean") +
-				     field(text, "Shared_Dirty")) * 1024;
-	unsigned long long swap = field(text, "Swap") * 1024;
-	unsigned long long swap_pss = field(text, "SwapPss") * 1024;
-	unsigned long long start, end, offset;
+	u64 rss = field_kib(text, "Rss"), pss = field_kib(text, "Pss");
+	u64 anon = min(field_kib(text, "Anonymous"), rss);
+	u64 private_dirty = field_kib(text, "Private_Dirty");
+	u64 shared_dirty = field_kib(text, "Shared_Dirty");
+	u64 shared = field_kib(text, "Shared_Clean") + shared_dirty;
+	u64 swap = field_kib(text, "Swap"), swap_pss = field_kib(text, "SwapPss");
+	u64 start, end, offset, shared_anon, anon_pss;
+	unsigned int major, minor;
 	unsigned long inode;
+	struct part part = { };
 	char name[64];
 
-	/* At least. If nobody shares it, or one other, it is exact. */
-	look->swap += 2 * swap_pss > swap ? 2 * swap_pss - swap : 0;
-	if (sscanf(line, "%llx-%llx %*s %llx %*s %lu", &start, &end, &offset, &inode) != 4)
+	if (sscanf(line, "%llx-%llx %*s %llx %x:%x %lu", &start, &end, &offset,
+		   &major, &minor, &inode) != 6)
 		return;
-	if (!inode) {
-		look->anon += anon - (shared < anon ? shared : anon);
-		look->shared += shared < anon ? shared : anon;
-		look->vdso += rss - (anon < rss ? anon : rss);
+	/* smaps does not say how much of it is shared: exact for two processes at most. */
+	if (swap)
+		add_part(look, (struct part) {
+			.kind = SWAP, .start = start, .end = end, .all = swap,
+			.alone = less(2 * swap_pss, swap), .pss = swap_pss,
+		});
+	/* In a file mapping, take the dirty pages for the private copies of file pages. */
+	shared_anon = min(inode ? shared_dirty : shared, anon);
+	anon_pss = less(inode ? field_kib(text, "Pss_Dirty") : pss,
+			inode ? private_dirty : less(anon, shared_anon));
+	look->alone += anon - shared_anon;
+	if (shared_anon)
+		add_part(look, (struct part) {
+			.kind = ANON, .start = start, .end = end, .all = shared_anon,
+			.pss = min(anon_pss, shared_anon),
+		});
+	rss -= anon;
+	if (!inode)
+		look->special += rss;
+	if (!inode || !rss)
 		return;
-	}
 
-	/* A private copy is dirty, mostly; a page of the file is not. */
-	shared = field(text, "Shared_Dirty") * 1024;
-	shared = shared < anon ? shared : anon;
-	look->anon += anon - shared;
-	look->shared += shared;
-	rss -= anon < rss ? anon : rss;
+	shared = min(less(shared, shared_anon), rss);
+	part = (struct part) {
+		.kind = OTHER, .dev = (u64)major << 32 | minor, .start = inode,
+		.all = rss, .alone = rss - shared,
+		.pss = less(pss, anon - shared_anon + (shared_anon ? anon_pss : 0)),
+		.dirty = less(private_dirty + shared_dirty, anon),
+	};
 	snprintf(name, sizeof(name), "map_files/%llx-%llx", start, end);
-	if (!rss || !add_file(look, name, offset, offset + (end - start)))
-		return;
-	look->file += rss;
-	shared = (field(text, "Shared_Clean") + field(text, "Shared_Dirty")) * 1024 - shared;
-	look->file_others += shared < rss ? shared : rss;
-}
-
-static void free_look(struct look *look)
-{
-	struct file *file;
-
-	while ((file = look->files)) {
-		look->files = file->next;
-		close(file->fd);
-		__atomic_sub_fetch(&nr_files, 1, __ATOMIC_RELAXED);
-		free(file);
+	part.file = get_file(look->dir, name, offset, offset + (end - start));
+	if (part.file) {
+		part.kind = REGULAR;
+		part.dev = part.file->dev;
+		part.start = part.file->ino;
+		look->regular += rss;
 	}
-	close(look->dir);
-	free(look);
+	part.end = part.start + 1;
+	add_part(look, part);
 }
 
 static void read_smaps(struct look *look)
 {
-	/* Only the numbers at the beginning of the head are of interest. */
+	/* Only the numbers at the beginning of the first line are needed. */
 	char head[128] = "", text[2048], *line = NULL;
 	int fd = openat(look->dir, "smaps", O_RDONLY | O_CLOEXEC);
 	FILE *smaps = fd < 0 ? NULL : fdopen(fd, "r");
 	size_t n, len = 0, size = 0;
-	unsigned long long cache = 0, dirty;
 
 	if (!smaps) {
-		if (fd >= 0)
-			close(fd);
+		close_fd(&fd);
 		return;
 	}
 	while (getline(&line, &size, smaps) > 0) {
+		look->ok = true;
 		/* The fields begin with a capital, mappings with a number. */
 		if (isupper(line[0])) {
 			n = strlen(line);
@@ -594,19 +739,17 @@ static void read_smaps(struct look *look)
 		snprintf(head, sizeof(head), "%s", line);
 		len = 0;
 	}
-	free(line);
 	if (len)
 		add_mapping(look, head, text);
-	look->cache_known = true;
-	for (struct file *file = look->files; file; file = file->next) {
-		if (!cached(file, &file->before, &dirty))
-			look->cache_known = false;
-		cache += file->before;
-	}
-	/* overlayfs keeps the pages elsewhere. */
-	if (cache < look->file)
-		look->cache_known = false;
+	free(line);
 	fclose(smaps);
+}
+
+static void free_look(struct look *look)
+{
+	close(look->dir);
+	free(look->parts);
+	free(look);
 }
 
 static void *look_thread(void *arg)
@@ -615,195 +758,362 @@ static void *look_thread(void *arg)
 	bool abandoned;
 
 	read_smaps(look);
-	pthread_mutex_lock(&look->lock);
+	pthread_mutex_lock(&look_lock);
 	look->done = true;
 	abandoned = look->abandoned;
-	pthread_cond_signal(&look->cond);
-	pthread_mutex_unlock(&look->lock);
+	pthread_cond_broadcast(&look_cond);
+	pthread_mutex_unlock(&look_lock);
 	if (abandoned)
 		free_look(look);
 	return NULL;
 }
 
 /*
- * The victim may hold its mmap_lock for ever, its file system may not answer:
- * this must not keep us from killing it.
+ * A thread of its own reads smaps. The victim may hold its mmap_lock, or its file
+ * system may not answer: this must not keep mrelease from killing it.
  */
-static struct look *look_at(struct victim *v)
+static void look_at(struct victim *v)
 {
-	struct look *look = calloc(1, sizeof(*look));
 	struct timespec end = at_ms(now_ms() + LOOK_MS);
+	struct look *look;
 	pthread_t thread;
 	int error = 0;
+	bool done;
 
-	if (!look)
-		return NULL;
-	pthread_mutex_init(&look->lock, NULL);
-	cond_init(&look->cond);
+	v->has_memory = get_sizes(v, &v->held);
+	if (opt.quiet || !v->has_memory)
+		return;
+	look = check_memory(calloc(1, sizeof(*look)));
 	look->dir = fcntl(v->dir, F_DUPFD_CLOEXEC, 0);
 	if (look->dir < 0 || pthread_create(&thread, NULL, look_thread, look)) {
 		free_look(look);
-		return NULL;
+		return;
 	}
 	pthread_detach(thread);
 
-	pthread_mutex_lock(&look->lock);
+	pthread_mutex_lock(&look_lock);
 	while (!look->done && error != ETIMEDOUT)
-		error = pthread_cond_timedwait(&look->cond, &look->lock, &end);
-	look->abandoned = !look->done;
-	error = look->abandoned;
-	pthread_mutex_unlock(&look->lock);
-	return error ? NULL : look;
+		error = pthread_cond_timedwait(&look_cond, &look_lock, &end);
+	done = look->done;
+	look->abandoned = !done;
+	pthread_mutex_unlock(&look_lock);
+	if (done && look->ok)
+		v->look = look;
+	else if (done)
+		free_look(look);
 }
 
-struct sizes {
-	unsigned long long anon, swap, file, shmem;
+/* Return 1 if two processes have the same address space, 0 if not, -1 if unknown. */
+static int same_memory(pid_t a, pid_t b)
+{
+	long order = syscall(__NR_kcmp, a, b, KCMP_VM, 0, 0);
+
+	return order < 0 ? -1 : !order;
+}
+
+/* Find victims that share an address space with another. */
+static void pair_victims(void)
+{
+	for (size_t i = 0; i < nr_victims; i++) {
+		struct victim *v = victims[i], *other;
+
+		for (size_t j = 0; j < i && v->state == LOOKED && v->has_memory; j++) {
+			other = victims[j];
+			if (other->state != LOOKED || other->held.virt != v->held.virt ||
+			    same_memory(v->pid, other->pid) != 1)
+				continue;
+			v->same_memory = true;
+			v->counted = true;
+			other->same_memory = true;
+			break;
+		}
+	}
+}
+
+/* The sum of what victims have of memory that they may share. */
+struct group {
+	u64 all, alone, pss, most, dirty;
+	u64 cut;			/* smaps cuts PSS down to a KiB in each part */
+	long members;
 };
 
-/* Without a lock, and readable for everybody. False if there is no memory. */
-static bool get_sizes(struct victim *v, struct sizes *sizes)
+static void add_to_group(struct group *group, struct part *sum)
 {
-	char *text = read_all(v->dir, "status");
-	bool has_memory = text && strstr(text, "\nVmSize:");
-
-	sizes->anon = field(text, "RssAnon") * 1024;
-	sizes->swap = field(text, "VmSwap") * 1024;
-	sizes->file = field(text, "RssFile") * 1024;
-	sizes->shmem = field(text, "RssShmem") * 1024;
-	free(text);
-	return has_memory;
-}
-
-static unsigned long long less(unsigned long long a, unsigned long long b)
-{
-	return a > b ? a - b : 0;
-}
-
-static unsigned long long take(unsigned long long *from, unsigned long long at_most)
-{
-	unsigned long long n = *from < at_most ? *from : at_most;
-
-	*from -= n;
-	return n;
-}
-
-/* How much of what was seen before is gone, and why not all of it. */
-static void account(struct victim *v, const struct sizes *before, struct look *look)
-{
-	unsigned long long left, after, dirty, all_dirty = 0, *bytes = v->bytes;
-	struct sizes now = { 0 };
-
-	v->measured = look && (look->anon || look->file || !before->anon);
-	/* Nothing is gone yet, but that the call would do it is a promise. */
-	if (!opt.dry_run)
-		get_sizes(v, &now);
-	bytes[FREED_ANON] = less(v->measured ? look->anon : before->anon, now.anon);
-	bytes[FREED_SWAP] = less(v->measured ? look->swap : before->swap, now.swap);
-	bytes[LEFT_ANON] = now.anon;
-	bytes[LEFT_SWAP] = now.swap;
-	bytes[LEFT_SHMEM] = before->shmem;
-	bytes[LEFT_UNKNOWN] = before->file;
-	if (!v->measured)
-		return;
-
-	bytes[LEFT_SHARED] = look->shared;
-	if (!look->cache_known)
-		return;
-	bytes[LEFT_UNKNOWN] = less(before->file, look->file + look->vdso);
-	for (struct file *file = look->files; file; file = file->next) {
-		if (!cached(file, &after, &dirty))
-			continue;
-		bytes[FREED_FILE] += less(file->before, after);
-		all_dirty += dirty;
+	group->all += sum->all;
+	group->alone += sum->alone;
+	group->dirty = max(group->dirty, sum->dirty);
+	if (sum->all > sum->alone) {
+		group->pss += less(sum->pss, sum->alone);
+		group->most = max(group->most, sum->all - sum->alone);
+		group->members++;
 	}
-	if (opt.dry_run && has_flag)
-		bytes[FREED_FILE] = less(less(look->file, look->file_others), all_dirty);
-	left = less(look->file, bytes[FREED_FILE]);
-	bytes[LEFT_DIRTY] = take(&left, all_dirty);
-	bytes[LEFT_OTHERS] = take(&left, look->file_others);
-	bytes[LEFT_IN_USE] = left;
+	*sum = (struct part) { };
 }
 
-/* Who is it that may not be killed? */
-
-static bool shares(pid_t a, pid_t b)
+/* What the group holds: what is shared counts once. */
+static u64 held(const struct group *group)
 {
-	return syscall(__NR_kcmp, a, b, KCMP_VM, 0, 0) == 0;
+	return group->alone + max(group->most, group->pss);
 }
 
-/* Is it the same memory, as far as everybody may know? */
+/*
+ * What no process outside the group has. If only the n members map a page, its PSS in
+ * all of them adds up to the page; if other processes do, to n / (n + 1) of it at
+ * most. With f bytes of the first kind out of m, pss <= f + (m - f) * n / (n + 1):
+ * so f is (n + 1) * pss - n * m at least.
+ */
+static u64 held_alone(const struct group *group)
+{
+	u64 shared;
+
+	if (group->pss + group->cut >= group->most)
+		return held(group);
+	shared = less((group->members + 1) * group->pss, group->members * group->most);
+	return group->alone + min(shared, group->pss);
+}
+
+static void add_file(struct file *file, const struct group *group)
+{
+	u64 left = held(group), others = left - held_alone(group);
+	u64 freed = file->freed;
+
+	if (!file->known) {
+		total[LEFT_UNKNOWN] += left;
+		return;
+	}
+	if (opt.dry_run)
+		freed = has_flag ? less(held_alone(group), group->dirty) : 0;
+	left = less(left, freed);
+	file->freed = freed;
+	file->left = left;
+	total[FREED_FILE] += freed;
+	total[LEFT_DIRTY] += take(&left, group->dirty);
+	total[LEFT_OTHERS] += take(&left, others);
+	total[LEFT_CACHED] += left;
+}
+
+/*
+ * Parts of one kind that overlap are the same memory: fork() keeps addresses, and
+ * an inode number is a range of one.
+ */
+static int by_place(const void *a, const void *b)
+{
+	const struct part *p = a, *q = b;
+
+	if (p->kind != q->kind)
+		return p->kind < q->kind ? -1 : 1;
+	if (p->dev != q->dev)
+		return p->dev < q->dev ? -1 : 1;
+	return p->start < q->start ? -1 : p->start > q->start;
+}
+
+/* Return the share of the OTHER parts that is left when each counts once. */
+static double sum_up(struct part *parts, size_t nr)
+{
+	u64 other_all = 0, other_held = 0;
+
+	if (nr)
+		qsort(parts, nr, sizeof(*parts), by_place);
+	for (size_t i = 0, next; i < nr; i = next) {
+		struct part *first = &parts[i];
+		struct group group = { };
+		u64 end = first->end, all;
+
+		for (next = i; next < nr; next++) {
+			struct part *part = &parts[next], *sum = &part->victim->sum;
+
+			if (part->kind != first->kind || part->dev != first->dev ||
+			    part->start >= end)
+				break;
+			end = max(end, part->end);
+			group.cut += part->all > part->alone ? 1024 : 0;
+			sum->all += part->all;
+			sum->alone += part->alone;
+			sum->pss += part->pss;
+			sum->dirty += part->dirty;
+		}
+		for (size_t j = i; j < next; j++)
+			add_to_group(&group, &parts[j].victim->sum);
+
+		all = held(&group);
+		switch (first->kind) {
+		case ANON:
+			total[FREED_ANON] += held_alone(&group);
+			total[LEFT_SHARED] += all - held_alone(&group);
+			break;
+		case SWAP:
+			total[FREED_SWAP] += held_alone(&group);
+			total[LEFT_SWAP] += all - held_alone(&group);
+			break;
+		case REGULAR:
+			add_file(first->file, &group);
+			break;
+		case OTHER:
+			other_all += group.all;
+			other_held += all;
+		}
+	}
+	return other_all ? (double)other_held / other_all : 1;
+}
+
+/*
+ * Account once for all victims that are dying or gone. smaps does not tell shared
+ * memory from files that could not be opened, but status has the sum of each.
+ */
+static void account(void)
+{
+	u64 anon_now = 0, swap_now = 0, shmem = 0, unknown = 0;
+	struct part *parts = NULL;
+	size_t nr = 0;
+	double once;
+
+	for (size_t i = 0; i < nr_victims; i++) {
+		struct victim *v = victims[i];
+		struct look *look = v->look;
+
+		if (!v->has_memory || v->counted)
+			continue;
+		if (v->error != ESRCH && !(opt.dry_run ? !v->error : v->killed))
+			continue;
+		if (v->state != DONE)
+			get_sizes(v, &v->now);
+		anon_now += v->now.anon;
+		swap_now += v->now.swap;
+		total_measured &= !!look;
+		if (!look) {
+			total[FREED_ANON] += v->held.anon;
+			total[FREED_SWAP] += v->held.swap;
+			total[LEFT_SHMEM] += v->held.shmem;
+			total[LEFT_UNKNOWN] += v->held.file;
+			continue;
+		}
+		total[FREED_ANON] += look->alone;
+		shmem += v->held.shmem;
+		unknown += less(v->held.file, look->regular + look->special);
+		for (size_t j = 0; j < look->nr_parts; j++) {
+			parts = grow(parts, nr, sizeof(*parts));
+			parts[nr] = look->parts[j];
+			parts[nr++].victim = v;
+		}
+	}
+	once = sum_up(parts, nr);
+	free(parts);
+	total[LEFT_SHMEM] += shmem * once;
+	total[LEFT_UNKNOWN] += unknown * once;
+	total[LEFT_ANON] = take(&total[FREED_ANON], anon_now);
+	total[LEFT_SWAP] += take(&total[FREED_SWAP], swap_now);
+}
+
+/* Permission to kill. */
+
+/* Whether the memory seems to be the same, from what any user may read. */
 static bool looks_alike(int dir, pid_t pid)
 {
 	char path[32], a[128], b[128];
 
 	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
-	return slurp(dir, "statm", a, sizeof(a)) > 0 && a[0] != '0' &&
-	       slurp(AT_FDCWD, path, b, sizeof(b)) > 0 && !strcmp(a, b);
+	return read_line(dir, "statm", a, sizeof(a)) && a[0] != '0' &&
+	       read_line(AT_FDCWD, path, b, sizeof(b)) && !strcmp(a, b);
 }
 
-static void explain_eperm(struct victim *v)
+static struct pids protected;
+
+/* An init in its own namespace ignores the signal. */
+static void find_protected(void)
 {
+	DIR *proc = opendir("/proc");
 	struct dirent *entry;
-	DIR *proc;
 
-	v->error = EPERM;
-	if (send(v->pidfd, 0) == EPERM)
-		return;
-	if (v->pid == 1) {
-		snprintf(v->why, sizeof(v->why),
-			 "%s: it is the init here, which ignores the signal", strerror(EPERM));
-		return;
-	}
-	proc = opendir("/proc");
 	while (proc && (entry = readdir(proc))) {
-		char path[32], name[32] = "";
 		pid_t pid = atoi(entry->d_name);
-		bool sure;
 
-		if (pid <= 0 || pid == v->pid || (pid > 1 && (!kill(pid, 0) || errno != EPERM)))
-			continue;
-		sure = shares(v->pid, pid);
-		if (!sure && (pid == 1 || !looks_alike(v->dir, pid)))
-			continue;
-		snprintf(path, sizeof(path), "/proc/%d/comm", pid);
-		slurp(AT_FDCWD, path, name, sizeof(name));
-		name[strcspn(name, "\n")] = 0;
-		snprintf(v->why, sizeof(v->why), "%s: %d (%s)%s shares its memory",
-			 strerror(EPERM), pid, name, sure ? "" : ", it seems,");
-		break;
+		if (pid == 1 || (pid > 1 && kill(pid, 0) && errno == EPERM))
+			add_number(&protected, pid);
 	}
 	if (proc)
 		closedir(proc);
-	if (!v->why[0])
-		snprintf(v->why, sizeof(v->why),
-			 "%s: somebody shares its memory", strerror(EPERM));
 }
 
-/* Or it is gone. */
+/* Find a sharer of @v's memory that the caller may not kill, and name it in ->why. */
+static bool has_protected_sharer(struct victim *v)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, find_protected);
+	for (size_t i = 0; i < protected.nr; i++) {
+		pid_t pid = protected.pid[i];
+		char path[32], name[32];
+		int same = pid == v->pid ? 0 : same_memory(v->pid, pid);
+
+		if (!same || (same < 0 && (pid == 1 || !looks_alike(v->dir, pid))))
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+		read_line(AT_FDCWD, path, name, sizeof(name));
+		snprintf(v->why, sizeof(v->why), "%s: %d (%s)%s shares its memory",
+			 strerror(EPERM), pid, name, same > 0 ? "" : " probably");
+		return true;
+	}
+	return false;
+}
+
+/* Get the state and the flags of a process. Return false if it is gone. */
+static bool get_stat(struct victim *v, char *state, unsigned int *flags)
+{
+	char text[1024], *p;
+
+	read_line(v->dir, "stat", text, sizeof(text));
+	p = strrchr(text, ')');
+	return p && sscanf(p, ") %c %*d %*d %*d %*d %*d %u", state, flags) == 2;
+}
+
 static bool is_kthread(struct victim *v)
 {
-	char text[1024], *p;
 	unsigned int flags;
+	char state;
 
-	if (slurp(v->dir, "stat", text, sizeof(text)) < 0)
-		return true;
-	p = strrchr(text, ')');
-	return !p || sscanf(p, ") %*c %*d %*d %*d %*d %*d %u", &flags) != 1 ||
-	       flags & PF_KTHREAD;
+	return get_stat(v, &state, &flags) && flags & PF_KTHREAD;
 }
 
-/* By somebody else, who is the one to let it go on. */
+/* If another process has stopped it, only that one may let it go on. */
 static bool is_stopped(struct victim *v)
 {
-	char text[1024], *p;
+	unsigned int flags;
+	char state;
 
-	if (slurp(v->dir, "stat", text, sizeof(text)) < 0)
-		return false;
-	p = strrchr(text, ')');
-	return p && !strncmp(p, ") T ", 4);
+	return get_stat(v, &state, &flags) && state == 'T';
 }
 
-/* How a kernel with the flag does it. */
+/* Whether SIGKILL was sent, while a call that sends it has not returned. */
+static bool is_dying(struct victim *v)
+{
+	char *text = read_all(v->dir, "status", NULL);
+	const char *pending = find_field(text, "ShdPnd");
+	bool dying = has_ended(v->pidfd, 0) || !pending ||
+		     strtoull(pending, NULL, 16) & 1 << (SIGKILL - 1);
+
+	free(text);
+	return dying;
+}
+
+/* What the kill would answer. */
+static int ask(struct victim *v)
+{
+	int error = send(v->pidfd, 0);
+
+	if (!error && has_flag && !v->has_memory)
+		error = ESRCH;
+	if (!error && has_flag && has_protected_sharer(v))
+		error = EPERM;
+	return error;
+}
+
+static void set_still_exiting(struct victim *v)
+{
+	v->killed = true;
+	snprintf(v->why, sizeof(v->why), "killed, still exiting");
+}
+
+/* The kill on a kernel with the flag. */
 static void reap_kill(struct victim *v)
 {
 	bool again = false;
@@ -815,82 +1125,97 @@ static void reap_kill(struct victim *v)
 		again = true;
 		usleep(1000);
 	}
-	/* Its exit was quicker. */
-	if (again && v->error == ESRCH)
+	/* The first of two calls, or the kill of a sharer, has killed it. */
+	if ((again || v->same_memory) && v->error == ESRCH)
 		v->error = 0;
 
-	if (v->error == EPERM)
-		explain_eperm(v);
-	else if (v->error == EAGAIN)
-		snprintf(v->why, sizeof(v->why),
-			 "killed, but its memory is still in use: %s", strerror(EAGAIN));
+	v->killed = again || !v->error;
+	if (v->error == EAGAIN || v->error == EINTR)
+		set_still_exiting(v);
+	else if (v->error == EPERM && !send(v->pidfd, 0) && !has_protected_sharer(v))
+		snprintf(v->why, sizeof(v->why), "%s: another process shares its memory",
+			 strerror(EPERM));
 }
 
 /*
- * How any other does it. Where that call is of no help, because the process is
- * quicker, its end has to do: the call promises nothing anyway.
+ * The kill on any other kernel. If the victim exits first, process_mrelease()
+ * fails, and its exit frees the memory.
  */
 static void kill_and_reap(struct victim *v)
 {
 	bool shared = false;
 	int error;
 
-	v->error = is_kthread(v) ? ESRCH : send(v->pidfd, SIGKILL);
+	v->error = send(v->pidfd, SIGKILL);
 	if (v->error)
 		return;
+	v->killed = true;
 	do {
 		error = mrelease(v->pidfd, 0);
-		/* All its threads have been killed: so there must be others. */
+		/* All its threads have been killed, so another process uses the memory. */
 		shared |= error == EINVAL;
 	} while ((error == EAGAIN || error == EINVAL) && !has_ended(v->pidfd, 1) && !is_late());
 	while (!has_ended(v->pidfd, TICK_MS)) {
 		if (is_late()) {
 			v->error = ETIMEDOUT;
-			snprintf(v->why, sizeof(v->why), "killed, but it has not ended in time");
+			set_still_exiting(v);
 			return;
 		}
 	}
-	if (shared) {
+	if (shared && !v->same_memory) {
 		v->error = EINVAL;
-		snprintf(v->why, sizeof(v->why), "killed, but somebody else uses its memory");
+		snprintf(v->why, sizeof(v->why), "killed, but another process uses its memory");
 	}
 }
 
-static void work_on(struct victim *v)
+static void kill_victim(struct victim *v)
 {
-	struct look *look = NULL;
-	struct sizes before;
-	double start;
+	double start = now_ms();
 
-	if (get_sizes(v, &before) && !opt.quiet)
-		look = look_at(v);
-	start = now_ms();
-	if (opt.dry_run)
-		v->error = send(v->pidfd, 0);
-	else if (has_flag)
+	if (is_kthread(v) || v->pid == 1) {
+		v->error = EPERM;
+		snprintf(v->why, sizeof(v->why), "%s: %s", strerror(EPERM), v->pid == 1 ?
+			 "the init of this PID namespace ignores SIGKILL" : "a kernel thread");
+	} else if (opt.dry_run) {
+		v->error = ask(v);
+	} else if (has_flag) {
 		reap_kill(v);
-	else
+	} else {
 		kill_and_reap(v);
+	}
 	v->ms = now_ms() - start;
-
-	if (!opt.quiet && !v->error)
-		account(v, &before, look);
-	if (look)
-		free_look(look);
-	close(v->dir);
-	v->dir = -1;
+	if (v->error == EINVAL && v->killed) {
+		/* None of it is free. */
+		v->now = v->held;
+		if (v->look)
+			free_look(v->look);
+		v->look = NULL;
+	} else if (!opt.quiet && !opt.dry_run) {
+		get_sizes(v, &v->now);
+	}
 }
 
-/* The victims from this one on of this rank and above are still to be done. */
-static struct { size_t next; int rank; long threads; } work;
+/* The threads that look and kill: what they do to victims of which state and rank. */
+static struct {
+	void (*step)(struct victim *v);
+	enum state from, to;
+	int rank;
+	size_t next;
+	long threads;
+} work;
+
+static bool is_due(const struct victim *v)
+{
+	return v->state == work.from && v->rank >= work.rank;
+}
 
 static struct victim *next_victim(void)
 {
 	while (work.next < nr_victims) {
 		struct victim *v = victims[work.next++];
 
-		if (v->state == NEW && v->rank >= work.rank) {
-			v->state = RUNNING;
+		if (is_due(v)) {
+			v->state = BUSY;
 			return v;
 		}
 	}
@@ -904,9 +1229,11 @@ static void *worker(void *unused)
 	pthread_mutex_lock(&work_lock);
 	while ((v = next_victim())) {
 		pthread_mutex_unlock(&work_lock);
-		work_on(v);
+		work.step(v);
 		pthread_mutex_lock(&work_lock);
-		v->state = DONE;
+		v->state = work.to;
+		if (v->state == DONE)
+			close_fd(&v->dir);
 	}
 	work.threads--;
 	pthread_cond_signal(&work_cond);
@@ -918,7 +1245,7 @@ static void progress(void)
 {
 	size_t done = 0;
 
-	if (!isatty(STDERR_FILENO) || opt.quiet || now_ms() < started + BLINK_MS)
+	if (!isatty(STDERR_FILENO) || opt.quiet || now_ms() < started + QUIET_MS)
 		return;
 	for (size_t i = 0; i < nr_victims; i++)
 		done += victims[i]->state == DONE;
@@ -926,24 +1253,27 @@ static void progress(void)
 	fflush(stderr);
 }
 
-/* False if the time was too short. Then workers may still be at it. */
-static bool work_on_all(int rank)
+/* Return false if time is up. Then threads may still be working. */
+static bool do_step(void (*step)(struct victim *v), enum state from, enum state to, int rank)
 {
 	pthread_t thread;
 	long todo = 0;
 	bool ok;
 
 	pthread_mutex_lock(&work_lock);
-	work.next = 0;
+	work.step = step;
+	work.from = from;
+	work.to = to;
 	work.rank = rank;
+	work.next = 0;
 	for (size_t i = 0; i < nr_victims; i++)
-		todo += victims[i]->state == NEW && victims[i]->rank >= rank;
-	while (work.threads < (todo < opt.jobs ? todo : opt.jobs) &&
+		todo += is_due(victims[i]);
+	while (work.threads < (todo < nr_jobs ? todo : nr_jobs) &&
 	       !pthread_create(&thread, NULL, worker, NULL)) {
 		pthread_detach(thread);
 		work.threads++;
 	}
-	/* Those who fork all the time may have used up the user's limit. */
+	/* Victims that fork all the time may have used up the user's limit. */
 	if (todo && !work.threads) {
 		work.threads = 1;
 		pthread_mutex_unlock(&work_lock);
@@ -958,167 +1288,217 @@ static bool work_on_all(int rank)
 		progress();
 	}
 	ok = !work.threads;
-	/* What nobody has begun with, nobody is to begin with. */
+	/* What has not begun must not begin after this. */
 	work.next = nr_victims;
 	pthread_mutex_unlock(&work_lock);
 	return ok;
 }
 
-/* Whom to kill. False: not all of it was found, and has been complained of. */
-
-static bool add_pid(const char *text)
+static int highest_rank(void)
 {
-	struct victim *v;
-	int error;
+	int rank = -1;
+
+	for (size_t i = 0; i < nr_victims; i++)
+		if (victims[i]->state == LOOKED && victims[i]->rank > rank)
+			rank = victims[i]->rank;
+	return rank;
+}
+
+/* Look at all new victims, then kill them. Return false if time is up. */
+static bool work_on_all(void)
+{
+	bool ok = do_step(look_at, NEW, LOOKED, 0);
+	int rank = highest_rank();
+
+	if (!ok || rank < 0)
+		return ok;
+	pair_victims();
+	count_files_before();
+	for (; ok && rank >= 0; rank = highest_rank())
+		ok = do_step(kill_victim, LOOKED, DONE, rank);
+	if (!opt.dry_run)
+		count_files_after();
+	return ok;
+}
+
+/* Selection of victims. The functions return false after a complaint. */
+
+/* Parse a whole number from 0 to @most. */
+static bool get_number(const char *text, long most, long *number)
+{
 	char *end;
-	long pid;
 
 	errno = 0;
-	pid = strtol(text, &end, 10);
-	if (errno || *end || end == text || pid <= 0 || pid > INT_MAX) {
-		complain("%s: this is no process ID", text);
-		exit(USAGE);
-	}
+	*number = strtol(text, &end, 10);
+	return isdigit(text[0]) && !*end && !errno && *number <= most;
+}
+
+static void add_pid(const char *text)
+{
+	struct victim *v;
+	long pid;
+
+	if (!get_number(text, INT_MAX, &pid) || !pid)
+		usage_error("invalid process ID: %s", text);
+	for (size_t i = 0; i < nr_victims; i++)
+		if (victims[i]->pid == pid)
+			return;
+	v = new_victim(pid, -1);
 	if (pid == getpid()) {
-		complain("%ld: this is me", pid);
-		return false;
+		v->error = EINVAL;
+		snprintf(v->why, sizeof(v->why), "this is mrelease itself");
+	} else if (v->error == EINVAL || v->error == ENOENT) {
+		snprintf(v->why, sizeof(v->why), "a thread, not a process");
 	}
-	v = new_victim(pid, -1, &error);
-	if (v)
-		add_victim(v);
-	else if (error == EINVAL || error == ENOENT)
-		complain("%ld: a thread, and not the process", pid);
-	else
-		complain("%ld: %s", pid, strerror(error));
-	return v;
+	if (v->error) {
+		v->state = DONE;
+		close_fd(&v->dir);
+	}
+	add_victim(v);
 }
 
 static bool add_pidfd(const char *text)
 {
-	char path[64], info[1024], *line, *end;
-	long fd = strtol(text, &end, 10);
+	char path[64], *info;
+	const char *value;
 	struct victim *v;
-	int error, pid;
+	long fd;
+	int pid;
 
-	if (*end || end == text || fd < 0 || fd > INT_MAX) {
-		complain("%s: this is no file descriptor", text);
-		exit(USAGE);
-	}
+	if (!get_number(text, INT_MAX, &fd))
+		usage_error("invalid file descriptor: %s", text);
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%ld", fd);
-	if (slurp(AT_FDCWD, path, info, sizeof(info)) < 0) {
-		complain("file descriptor %ld: %s", fd, strerror(EBADF));
+	info = read_all(AT_FDCWD, path, NULL);
+	value = find_field(info, "Pid");
+	pid = value ? atoi(value) : 0;
+	free(info);
+	if (!value) {
+		complain("file descriptor %ld: %s", fd, info ? "not a pidfd" : strerror(EBADF));
 		return false;
 	}
-	line = strstr(info, "\nPid:");
-	if (!line) {
-		complain("file descriptor %ld: not a pidfd", fd);
-		return false;
-	}
-	pid = atoi(line + 5);
 	if (!pid) {
 		complain("file descriptor %ld: a process of another PID namespace", fd);
 		return false;
 	}
-	error = ESRCH;
-	v = pid < 0 ? NULL : new_victim(pid, fd, &error);
-	if (v)
-		add_victim(v);
-	else
-		complain("file descriptor %ld: %s", fd, strerror(error));
-	return v;
+	v = pid < 0 ? NULL : new_victim(pid, fd);
+	if (!v || v->error) {
+		complain("file descriptor %ld: %s", fd, strerror(v ? v->error : ESRCH));
+		return false;
+	}
+	add_victim(v);
+	return true;
 }
 
-/* As it is asked of the process that has the pidfd, there is no second look. */
+static bool is_in(pid_t pid, const struct pids *pids)
+{
+	for (size_t i = 0; i < pids->nr; i++)
+		if (pids->pid[i] == pid)
+			return true;
+	return false;
+}
+
+/* Parse the list of -u or -P. */
+static void get_list(const char *text, struct pids *list, bool users)
+{
+	char *copy = check_memory(strdup(text)), *rest = copy, *word;
+
+	while ((word = strsep(&rest, ","))) {
+		struct passwd *user = users ? getpwnam(word) : NULL;
+		long number;
+
+		if (!user && !get_number(word, users ? UINT_MAX - 1L : INT_MAX, &number))
+			usage_error(users ? "no such user: %s" : "invalid process ID: %s", word);
+		add_number(list, user ? user->pw_uid : number);
+	}
+	free(copy);
+}
+
+/* /proc/PID is open since the pidfd, so that no second check of the PID is needed. */
 static bool matches(struct victim *v, const regex_t *regex)
 {
-	char text[1 << 16];
-	ssize_t len;
+	char *text = NULL;
+	size_t len = 0;
+	bool match;
 
-	if (is_kthread(v))
-		return false;
+	if (!opt.match)
+		return true;
 	if (!opt.full)
 		return !regexec(regex, v->name, 0, NULL, 0);
-	len = slurp(v->dir, "cmdline", text, sizeof(text));
-	while (len > 0 && !text[len - 1])
+	text = read_all(v->dir, "cmdline", &len);
+	while (len && !text[len - 1])
 		len--;
-	for (ssize_t i = 0; i < len; i++)
+	for (size_t i = 0; i < len; i++)
 		text[i] = text[i] ?: ' ';
-	return len > 0 && !regexec(regex, text, 0, NULL, 0);
+	match = len && !regexec(regex, text, 0, NULL, 0);
+	free(text);
+	return match;
 }
 
-static void drop_victim(struct victim *v)
+static bool add_matching(void)
 {
-	close(v->pidfd);
-	close(v->dir);
-	free(v);
-}
-
-static bool add_matching(const char *pattern)
-{
+	struct pids users = { }, parents = { };
 	char text[512], *whole = NULL;
-	struct dirent *entry = NULL;
-	size_t before = nr_victims;
+	struct dirent *entry;
+	DIR *proc = NULL;
+	int error = 0;
 	regex_t regex;
-	DIR *proc;
-	int error;
 
-	if (opt.exact && asprintf(&whole, "^(%s)$", pattern) < 0)
-		whole = NULL;
-	error = regcomp(&regex, whole ?: pattern, REG_EXTENDED | REG_NOSUB);
+	if (opt.users)
+		get_list(opt.users, &users, true);
+	if (opt.parents)
+		get_list(opt.parents, &parents, false);
+	if (opt.exact && asprintf(&whole, "^(%s)$", opt.match) < 0)
+		check_memory(NULL);
+	error = opt.match ? regcomp(&regex, whole ?: opt.match, REG_EXTENDED | REG_NOSUB) : 0;
 	free(whole);
 	if (error) {
 		regerror(error, &regex, text, sizeof(text));
-		complain("%s: %s", pattern, text);
-		exit(USAGE);
+		usage_error("invalid pattern: %s: %s", opt.match, text);
 	}
 	proc = opendir("/proc");
-	while (proc && (entry = readdir(proc))) {
+	while (proc && error != EMFILE && (entry = readdir(proc))) {
 		struct victim *v;
 		pid_t pid = atoi(entry->d_name);
 
 		if (pid <= 0 || pid == getpid())
 			continue;
-		v = new_victim(pid, -1, &error);
-		if (v && matches(v, &regex))
+		v = new_victim(pid, -1);
+		error = v->error;
+		if (!error && !is_kthread(v) && matches(v, &regex) &&
+		    (!opt.users || is_in(v->euid, &users)) &&
+		    (!opt.parents || is_in(v->parent, &parents)))
 			add_victim(v);
-		else if (v)
+		else
 			drop_victim(v);
-		else if (error == EMFILE)
-			break;
 	}
-	if (entry)
-		complain("%s: not all processes: %s", pattern, strerror(error));
 	if (proc)
 		closedir(proc);
-	regfree(&regex);
-	if (entry)
-		return false;
-	if (nr_victims == before && !opt.quiet)
-		complain("%s: no process is called so", pattern);
-	return nr_victims > before;
+	if (error == EMFILE) {
+		complain("cannot look at all processes: %s", strerror(EMFILE));
+		nr_victims = 0;
+	} else if (!nr_victims && !opt.quiet) {
+		complain("no process matches%s%s", opt.match ? " " : "", opt.match ?: "");
+	}
+	return nr_victims;
 }
 
 /* A control group. */
 
 static struct {
+	char path[PATH_MAX];
 	int dir, events, freeze;
 	bool froze;
 	bool incomplete;	/* there are more processes than descriptors */
-	unsigned long long charge[2], anon[2], file[2];	/* before and after */
+	u64 charge[2], anon[2], file[2];	/* before and after */
 	bool charged;
 } cgroup = { .dir = -1, .events = -1, .freeze = -1 };
-
-struct pids {
-	pid_t *pid;
-	size_t nr;
-};
 
 static int by_pid(const void *a, const void *b)
 {
 	return *(const pid_t *)a - *(const pid_t *)b;
 }
 
-/* The processes of a cgroup and those below. 0 stands for one we cannot name. */
+/* Read the PIDs of a cgroup and those below: 0 is a process of another namespace. */
 static int read_pids(int dir, struct pids *pids)
 {
 	int fd = openat(dir, "cgroup.procs", O_RDONLY | O_CLOEXEC);
@@ -1129,17 +1509,14 @@ static int read_pids(int dir, struct pids *pids)
 	pid_t pid;
 
 	if (!procs) {
-		/* It went away; what is below it did so before. */
+		/* The cgroup was removed, and those below it before. */
 		error = errno == ENOENT || errno == ENODEV ? 0 : errno;
-		if (fd >= 0)
-			close(fd);
+		close_fd(&fd);
 		return error;
 	}
-	while (fscanf(procs, "%d", &pid) == 1) {
-		pids->pid = grow(pids->pid, pids->nr, sizeof(pid));
-		pids->pid[pids->nr++] = pid;
-	}
-	/* A threaded one: its processes are those of a cgroup above. */
+	while (fscanf(procs, "%d", &pid) == 1)
+		add_number(pids, pid);
+	/* The processes of a threaded cgroup are listed in a cgroup above. */
 	if (ferror(procs) && errno != EOPNOTSUPP && errno != ENODEV)
 		error = errno;
 	fclose(procs);
@@ -1148,8 +1525,8 @@ static int read_pids(int dir, struct pids *pids)
 	list = fd < 0 ? NULL : fdopendir(fd);
 	if (!list && errno != ENOENT)
 		error = errno;
-	if (!list && fd >= 0)
-		close(fd);
+	if (!list)
+		close_fd(&fd);
 	while (list && (entry = readdir(list))) {
 		if (entry->d_type != DT_DIR || entry->d_name[0] == '.')
 			continue;
@@ -1186,33 +1563,21 @@ static bool is_among(pid_t pid, const struct pids *pids)
 	return pids->nr && bsearch(&pid, pids->pid, pids->nr, sizeof(pid), by_pid);
 }
 
-/* The victim with this PID, unless somebody else has it by now. */
-static struct victim *known(pid_t pid)
-{
-	for (size_t i = nr_victims; i-- > 0;)
-		if (victims[i]->pid == pid && victims[i]->pidfd >= 0 &&
-		    exists(victims[i]->pidfd))
-			return victims[i];
-	return NULL;
-}
-
-/* Those that have come to their end need no descriptor any more. */
+/* A process that has ended needs no descriptor any more. */
 static void close_ended(void)
 {
 	for (size_t i = 0; i < nr_victims; i++) {
 		struct victim *v = victims[i];
 
-		if (v->state == DONE && v->pidfd >= 0 && has_ended(v->pidfd, 0)) {
-			close(v->pidfd);
-			v->pidfd = -1;
-		}
+		if (v->state == DONE && v->pidfd >= 0 && has_ended(v->pidfd, 0))
+			close_fd(&v->pidfd);
 	}
 }
 
 /*
- * The processes of the cgroup that are not among the victims yet. Who was in it
- * after the pidfd had been opened, and is there after that, belongs to it.
- * Returns how many; what there are no descriptors for has to wait.
+ * Add the processes of the cgroup that are not victims yet. A process belongs to
+ * it if it is listed again after its pidfd was opened. Return how many were added;
+ * processes that there are no descriptors for have to wait.
  */
 static size_t add_from_cgroup(struct pids *pids)
 {
@@ -1227,8 +1592,11 @@ static size_t add_from_cgroup(struct pids *pids)
 
 		if (!pids->pid[i] || known(pids->pid[i]))
 			continue;
-		v = new_victim(pids->pid[i], -1, &error);
-		if (v)
+		v = new_victim(pids->pid[i], -1);
+		error = v->error;
+		if (error)
+			drop_victim(v);
+		else
 			add_victim(v);
 	}
 	cgroup.incomplete |= error == EMFILE;
@@ -1248,8 +1616,8 @@ static size_t add_from_cgroup(struct pids *pids)
 }
 
 /*
- * A number in a file of the cgroup that is kept open; or -1. It is 0 when the
- * cgroup is not there any more.
+ * Read a number from an open file of the cgroup: of the field @name, or the first.
+ * Return 0 when the cgroup has been removed, -1 on failure.
  */
 static long long read_kept(int fd, const char *name)
 {
@@ -1262,7 +1630,7 @@ static long long read_kept(int fd, const char *name)
 	return name ? (long long)field(text, name) : atoll(text);
 }
 
-/* As far as we know. */
+/* True also if it cannot be read. */
 static bool populated(void)
 {
 	return read_kept(cgroup.events, "populated");
@@ -1277,16 +1645,14 @@ static int set_frozen(const char *value)
 
 static void read_charge(int when)
 {
-	char text[32], *stat = read_all(cgroup.dir, "memory.stat");
+	char text[32], *stat = read_all(cgroup.dir, "memory.stat", NULL);
 
-	if (slurp(cgroup.dir, "memory.current", text, sizeof(text)) > 0) {
+	if (read_line(cgroup.dir, "memory.current", text, sizeof(text))) {
 		cgroup.charged = true;
 		cgroup.charge[when] = strtoull(text, NULL, 10);
 	}
-	if (stat) {
-		cgroup.anon[when] = field(stat, "anon");
-		cgroup.file[when] = field(stat, "file");
-	}
+	cgroup.anon[when] = field(stat, "anon");
+	cgroup.file[when] = field(stat, "file");
 	free(stat);
 }
 
@@ -1298,11 +1664,9 @@ static bool open_cgroup(const char *path)
 
 	cgroup.dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (cgroup.dir >= 0 && !fstatfs(cgroup.dir, &fs) &&
-	    (unsigned int)fs.f_type != CGROUP2_SUPER_MAGIC) {
-		close(cgroup.dir);
-		cgroup.dir = -1;
-	}
-	/* As /proc/PID/cgroup gives it, below where they are mounted. */
+	    (unsigned int)fs.f_type != CGROUP2_SUPER_MAGIC)
+		close_fd(&cgroup.dir);
+	/* A path as in /proc/PID/cgroup begins where cgroups are mounted. */
 	mounts = fopen("/proc/self/mounts", "re");
 	while (cgroup.dir < 0 && mounts && fgets(line, sizeof(line), mounts)) {
 		if (sscanf(line, "%*s %4095s %63s", mount, type) != 2 || strcmp(type, "cgroup2"))
@@ -1313,24 +1677,33 @@ static bool open_cgroup(const char *path)
 	if (mounts)
 		fclose(mounts);
 	if (cgroup.dir < 0) {
-		complain("%s: there is no such cgroup (of version 2)", path);
+		complain("%s: no such cgroup of version 2", path);
 		return false;
 	}
+	snprintf(line, sizeof(line), "/proc/self/fd/%d", cgroup.dir);
+	if (readlink(line, cgroup.path, sizeof(cgroup.path) - 1) < 0)
+		snprintf(cgroup.path, sizeof(cgroup.path), "%s", path);
 	/* Later there may be no descriptors left, or no right to open it. */
 	cgroup.events = openat(cgroup.dir, "cgroup.events", O_RDONLY | O_CLOEXEC);
-	if (cgroup.events < 0 && errno == ENOENT)
-		complain("%s: this is the root, which everybody is in", path);
-	else if (cgroup.events < 0)
-		complain("%s/cgroup.events: %s", path, strerror(errno));
+	if (cgroup.events < 0) {
+		complain("%s: %s", path, errno == ENOENT ?
+			 "the root cgroup, which all processes are in" : strerror(errno));
+		return false;
+	}
+	read_line(cgroup.dir, "cgroup.type", type, sizeof(type));
+	if (!strcmp(type, "threaded")) {
+		complain("%s: a threaded cgroup; its processes belong to a cgroup above it", path);
+		return false;
+	}
 	cgroup.freeze = openat(cgroup.dir, "cgroup.freeze", O_RDWR | O_CLOEXEC);
 	if (cgroup.freeze < 0)
 		cgroup.freeze = openat(cgroup.dir, "cgroup.freeze", O_RDONLY | O_CLOEXEC);
-	return cgroup.events >= 0;
+	return true;
 }
 
 /*
- * Who is frozen does not fork, nor does a child that it was about to have
- * start. Without the right to freeze, everybody is stopped: see below.
+ * A frozen process does not fork, and a child that it was about to have does not
+ * start. Without the right to freeze, kill_cgroup() stops each process.
  */
 static bool freeze_all(void)
 {
@@ -1361,22 +1734,6 @@ static void thaw_all(void)
 			send(victims[i]->pidfd, SIGCONT);
 }
 
-static bool work_by_rank(void)
-{
-	bool ok = true;
-	int rank;
-
-	do {
-		rank = -1;
-		for (size_t i = 0; i < nr_victims; i++) {
-			if (victims[i]->state == NEW && victims[i]->rank > rank)
-				rank = victims[i]->rank;
-		}
-		ok = rank < 0 || work_on_all(rank);
-	} while (ok && rank >= 0);
-	return ok;
-}
-
 static bool kill_cgroup(const char *path)
 {
 	struct pids pids = { 0 };
@@ -1384,19 +1741,19 @@ static bool kill_cgroup(const char *path)
 
 	if (!open_cgroup(path))
 		return false;
-	/* Without all of them, we might freeze ourselves. */
+	/* Unless all PIDs are known, mrelease might freeze itself. */
 	if (!get_pids(&pids))
 		return false;
 	if (is_among(getpid(), &pids)) {
-		complain("%s: I am in it", path);
+		complain("%s: mrelease itself is in this cgroup", path);
 		return false;
 	}
 	read_charge(0);
 	if (opt.dry_run) {
 		add_from_cgroup(&pids);
 		if (cgroup.incomplete)
-			complain("%s: not all processes: %s", path, strerror(EMFILE));
-		ok = work_on_all(0) && !cgroup.incomplete;
+			complain("%s: cannot look at all processes: %s", path, strerror(EMFILE));
+		ok = work_on_all() && !cgroup.incomplete;
 		free(pids.pid);
 		return ok;
 	}
@@ -1405,7 +1762,7 @@ static bool kill_cgroup(const char *path)
 	while (populated() && ok && !is_late()) {
 		bool more = add_from_cgroup(&pids), left = false, failed = false;
 
-		/* As long as there is somebody new, somebody may be forking. */
+		/* As long as there are new processes, one of them may be forking. */
 		if (more && !frozen) {
 			for (size_t i = 0; i < nr_victims; i++) {
 				struct victim *v = victims[i];
@@ -1415,7 +1772,7 @@ static bool kill_cgroup(const char *path)
 			}
 			continue;
 		}
-		ok = work_by_rank();
+		ok = work_on_all();
 
 		for (size_t i = 0; i < nr_victims; i++)
 			failed |= victims[i]->state == DONE && victims[i]->error &&
@@ -1428,10 +1785,10 @@ static bool kill_cgroup(const char *path)
 				ok = false;
 		}
 		if (!ok && !is_late())
-			complain("%s: processes of another PID namespace are in it", path);
+			complain("%s: has processes of another PID namespace", path);
 		if (!more && !left && failed)
 			break;
-		/* Not needed, but then the kernel sees to it as well. */
+		/* Not needed: it makes the kernel kill processes that appear later. */
 		if (!helped && !failed && !cgroup.incomplete)
 			helped = !put(cgroup.dir, "cgroup.kill", "1");
 		if (!more)
@@ -1451,57 +1808,88 @@ static bool kill_cgroup(const char *path)
 	return ok;
 }
 
-/* What to say. */
+/* The report. */
 
-static const char *size_text(unsigned long long bytes)
+static const char *size_text(u64 bytes)
 {
 	static char text[8][24];
 	static int i;
 	char *to = text[i = (i + 1) % 8];
 
 	if (bytes < 1 << 20)
-		snprintf(to, sizeof(text[0]), "%llu KiB", (unsigned long long)bytes >> 10);
+		snprintf(to, sizeof(text[0]), "%llu KiB", bytes >> 10);
 	else
 		snprintf(to, sizeof(text[0]), "%.1f MiB", bytes / 1048576.0);
 	return to;
 }
 
-static const char *error_text(const struct victim *v)
-{
-	if (v->state != DONE)
-		return v->state == NEW ? "not begun in time" : "not done in time";
-	return v->why[0] ? v->why : strerror(v->error);
-}
-
-/* A process that was found, and has gone by itself, is no failure. */
+/* A process that was found, and exited before it was killed, is no failure. */
 static bool is_gone(const struct victim *v)
 {
-	return v->state == DONE && v->error == ESRCH && (opt.match || opt.cgroup);
+	return v->state == DONE && v->error == ESRCH && (opt.match || opt.users ||
+							 opt.parents || opt.cgroup);
 }
 
 static bool failed(const struct victim *v)
 {
-	return v->state != DONE || (v->error && !is_gone(v));
+	return v->error && !is_gone(v);
 }
 
-static void tell(const struct victim *v)
+/* Time is up, or a signal came: say what has become of the victim until then. */
+static void conclude(struct victim *v)
 {
-	const char *sep = opt.dry_run ? ": would free " : ": freed ";
+	if (v->state == DONE)
+		return;
+	v->error = interrupted() ? EINTR : ETIMEDOUT;
+	if (v->state == BUSY && !opt.dry_run && is_dying(v))
+		set_still_exiting(v);
+	else
+		snprintf(v->why, sizeof(v->why), "not %s: %s", opt.dry_run ? "examined" : "killed",
+			 interrupted() ? "interrupted" : "time is up");
+}
 
+static const char *error_text(const struct victim *v)
+{
+	return v->why[0] ? v->why : strerror(v->error);
+}
+
+static void tell_victim(const struct victim *v)
+{
 	printf("%d ", v->pid);
 	put_text(v->name, stdout);
+	printf(": %s %s anonymous, %s swap, %s file, %s shared memory",
+	       opt.dry_run ? "holds" : "held", size_text(v->held.anon), size_text(v->held.swap),
+	       size_text(v->held.file), size_text(v->held.shmem));
+	if (!opt.dry_run)
+		printf("; killed in %.1f ms", v->ms);
+	putchar('\n');
+}
+
+static void tell_total(void)
+{
+	const char *sep = opt.dry_run ? "total: would free " : "total: freed ";
+
 	for (int i = 0; i < NR_FATES; i++) {
-		if (i == NR_FREED) {
-			if (!opt.dry_run)
-				printf(" in %.1f ms", v->ms);
+		if (i == NR_FREED)
 			sep = "; left ";
-		}
-		if (i >= NR_FREED && !v->bytes[i])
+		if (i >= NR_FREED && !total[i])
 			continue;
-		printf("%s%s %s", sep, size_text(v->bytes[i]), fates[i].text);
+		printf("%s%s %s", sep, size_text(total[i]), fates[i].text);
 		sep = ", ";
 	}
-	printf("%s\n", v->measured ? "" : " (from its status only)");
+	printf("%s\n", total_measured ? "" : " (in part from /proc/PID/status)");
+	for (struct file *file = files; opt.verbose && file; file = file->next) {
+		char link[32], name[PATH_MAX] = "";
+
+		if (!file->freed && !file->left)
+			continue;
+		snprintf(link, sizeof(link), "/proc/self/fd/%d", file->fd);
+		if (readlink(link, name, sizeof(name) - 1) < 0)
+			continue;
+		put_text(name, stdout);
+		printf(": %s %s, left %s\n", opt.dry_run ? "would free" : "freed",
+		       size_text(file->freed), size_text(file->left));
+	}
 }
 
 static void tell_cgroup(void)
@@ -1513,6 +1901,13 @@ static void tell_cgroup(void)
 	       size_text(cgroup.charge[0]), size_text(cgroup.charge[1]),
 	       size_text(cgroup.anon[0]), size_text(cgroup.anon[1]),
 	       size_text(cgroup.file[0]), size_text(cgroup.file[1]));
+	if (cgroup.file[1] < CACHE_LEFT || faccessat(cgroup.dir, "memory.reclaim", F_OK, 0))
+		return;
+	put_text(opt.cgroup, stdout);
+	printf(": %s of page cache is left, such as files that were read or written but not "
+	       "mapped. To free it: echo %llu >", size_text(cgroup.file[1]), cgroup.file[1]);
+	put_text(cgroup.path, stdout);
+	puts("/memory.reclaim");
 }
 
 static const char *json_bool(bool value)
@@ -1520,19 +1915,37 @@ static const char *json_bool(bool value)
 	return value ? "true" : "false";
 }
 
-/* Names are bytes; JSON is not. */
+/* Decode a UTF-8 character. Return its length, or 0 if it is invalid. */
+static int decode(const char *text, unsigned int *code)
+{
+	static const unsigned int least[] = { 0, 0, 0x80, 0x800, 0x10000 };
+	unsigned char c = *text;
+	int len = c < 0x80 ? 1 : c < 0xc0 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf8 ? 4 : 0;
+
+	*code = len == 1 ? c : c & (0x7f >> len);
+	for (int i = 1; i < len; i++) {
+		if ((text[i] & 0xc0) != 0x80)
+			return 0;
+		*code = *code << 6 | (text[i] & 0x3f);
+	}
+	return *code < least[len] || *code > 0x10ffff || *code >> 11 == 0x1b ? 0 : len;
+}
+
+/* Names are bytes: what is not UTF-8 becomes U+FFFD. */
 static void json_string(const char *text)
 {
-	putchar('"');
-	for (; *text; text++) {
-		unsigned char c = *text;
+	unsigned int code;
+	int len;
 
-		if (c == '"' || c == '\\')
-			printf("\\%c", c);
-		else if (c < ' ' || c > '~')
-			printf("\\u%04x", c);
+	putchar('"');
+	for (; *text; text += len ?: 1) {
+		len = decode(text, &code);
+		if (!len)
+			printf("\\ufffd");
+		else if (code < ' ' || (code >= 0x7f && code < 0xa0))
+			printf("\\u%04x", code);
 		else
-			putchar(c);
+			printf("%s%.*s", code == '"' || code == '\\' ? "\\" : "", len, text);
 	}
 	putchar('"');
 }
@@ -1547,21 +1960,13 @@ static void json_victim(const struct victim *v)
 {
 	printf("{\"pid\":%d,\"name\":", v->pid);
 	json_string(v->name);
-	printf(",\"error\":");
-	if (v->state != DONE || v->error)
+	printf(",\"killed\":%s,\"error\":", json_bool(v->killed));
+	if (v->error)
 		json_string(error_text(v));
 	else
 		printf("null");
-	/* A worker may still be writing the rest. */
-	if (v->state == DONE) {
-		printf(",\"ms\":%.3f,\"measured\":%s", v->ms, json_bool(v->measured));
-		for (int i = 0; i < NR_FATES; i++)
-			printf("%s\"%s\":%llu", !i ? ",\"freed\":{" :
-			       i == NR_FREED ? "},\"left\":{" : ",",
-			       fates[i].key, v->bytes[i]);
-		putchar('}');
-	}
-	putchar('}');
+	printf(",\"ms\":%.3f,\"held\":{\"anon\":%llu,\"swap\":%llu,\"file\":%llu,\"shmem\":%llu}}",
+	       v->ms, v->held.anon, v->held.swap, v->held.file, v->held.shmem);
 }
 
 static void tell_json(bool ok)
@@ -1572,7 +1977,11 @@ static void tell_json(bool ok)
 		printf(i ? ",\n" : "\n");
 		json_victim(victims[i]);
 	}
-	printf("]");
+	printf("],\n\"total\":{\"measured\":%s", json_bool(total_measured));
+	for (int i = 0; i < NR_FATES; i++)
+		printf("%s\"%s\":%llu", !i ? ",\"freed\":{" : i == NR_FREED ? "},\"left\":{" : ",",
+		       fates[i].key, total[i]);
+	printf("}}");
 	if (cgroup.charged && !opt.dry_run) {
 		printf(",\n\"cgroup\":{");
 		json_charge("before", 0);
@@ -1583,71 +1992,88 @@ static void tell_json(bool ok)
 	printf("}\n");
 }
 
+/* Return @status, or NONE if the standard output could not be written. */
+static int finish_output(int status)
+{
+	int error = fflush(stdout) ? errno : 0;
+
+	if (!error && !ferror(stdout))
+		return status;
+	complain("cannot write: %s", strerror(error ?: EIO));
+	return NONE;
+}
+
 static int report(bool ok)
 {
 	size_t done = 0;
 
+	/* Workers that have not finished must not change anything any more. */
 	pthread_mutex_lock(&work_lock);
 	clear_progress();
+	for (size_t i = 0; i < nr_victims; i++)
+		conclude(victims[i]);
+	if (!opt.quiet) {
+		account();
+		if (!has_flag)
+			complain("this kernel has no PROCESS_MRELEASE_REAP_KILL: "
+				 "the file pages of the processes stay cached");
+	}
 	for (size_t i = 0; i < nr_victims; i++) {
 		struct victim *v = victims[i];
 
 		if (failed(v)) {
 			ok = false;
-			complain("%d (%s): %s", v->pid, v->name, error_text(v));
-		} else {
-			done++;
-			if (!opt.quiet && !opt.json && !is_gone(v))
-				tell(v);
+			if (v->name[0])
+				complain("%d (%s): %s", v->pid, v->name, error_text(v));
+			else
+				complain("%d: %s", v->pid, error_text(v));
+			continue;
 		}
+		done++;
+		if (!opt.quiet && !opt.json && !is_gone(v))
+			tell_victim(v);
 	}
-	if (opt.json)
+	if (opt.json) {
 		tell_json(ok);
-	else if (!opt.quiet)
+	} else if (!opt.quiet) {
+		if (done)
+			tell_total();
 		tell_cgroup();
-	fflush(stdout);
-	return ok ? ALL : done ? SOME : NONE;
-}
-
-static void usage(FILE *to)
-{
-	fputs("Usage: mrelease [options] PID...\n"
-	      "       mrelease [options] --pidfd FD\n"
-	      "       mrelease [options] --match PATTERN\n"
-	      "       mrelease [options] --cgroup PATH\n"
-	      "\n"
-	      "Kills processes, and everybody who shares their memory, and sees to it that the\n"
-	      "memory is free.\n"
-	      "\n"
-	      "  -p, --pidfd FD         the process that this open pidfd is for\n"
-	      "  -m, --match PATTERN    those whose name the extended regular expression fits\n"
-	      "  -f, --full             it is to fit the command line\n"
-	      "  -x, --exact            it is to fit all of it\n"
-	      "  -c, --cgroup PATH      those in a cgroup (version 2) and below, till it is empty\n"
-	      "  -j, --jobs N           so many at a time; the number of CPUs\n"
-	      "  -n, --dry-run          kill nobody, say whom it would be\n"
-	      "  -t, --timeout SECONDS  give up after so long, 10; 0 for never\n"
-	      "      --json             write what was done as JSON\n"
-	      "  -q, --quiet            write errors only, and do not lose time with measuring\n"
-	      "  -h, --help\n", to);
-}
-
-static double get_seconds(const char *text)
-{
-	char *end;
-	double n = strtod(text, &end);
-
-	if (end == text || *end || !(n >= 0 && n < 1e9)) {
-		complain("%s: not a number of seconds", text);
-		exit(USAGE);
 	}
-	return n;
+	return finish_output(ok ? ALL : done ? SOME : NONE);
+}
+
+static void usage(void)
+{
+	puts("Usage: mrelease [options] PID...\n"
+	     "       mrelease [options] --pidfd FD\n"
+	     "       mrelease [options] [--match PATTERN] [--euid USERS] [--parent PIDS]\n"
+	     "       mrelease [options] --cgroup PATH\n"
+	     "\n"
+	     "Kill processes, and all processes that share their memory, and free the memory.\n"
+	     "\n"
+	     "  -p, --pidfd FD         kill the process of this open pidfd\n"
+	     "  -m, --match PATTERN    kill processes whose name matches the extended regular\n"
+	     "                         expression\n"
+	     "  -f, --full             match the command line, not the name\n"
+	     "  -x, --exact            match all of it\n"
+	     "  -u, --euid USERS       only processes of these effective users, as a,b,c\n"
+	     "  -P, --parent PIDS      only children of these processes\n"
+	     "  -c, --cgroup PATH      kill all processes in a cgroup (version 2) and below\n"
+	     "  -j, --jobs N           work on N processes at a time (default: number of CPUs)\n"
+	     "  -n, --dry-run          kill nothing, show what would be killed and freed\n"
+	     "  -t, --timeout SECONDS  give up after this time (default 10; 0: never)\n"
+	     "      --json             write the report as JSON\n"
+	     "  -q, --quiet            write errors only, and do not measure\n"
+	     "  -v, --verbose          list the files that were freed or left\n"
+	     "  -V, --version          show the version, and whether the kernel has the flag\n"
+	     "  -h, --help             show this help");
 }
 
 /*
- * Half of them for the victims, a quarter for the files they map, and the rest
- * for what is open for a moment, of which each worker needs some. The lowest
- * free number is always the next: so a number tells how many there are.
+ * Half of them for victims, a quarter for the files that they map, and the rest
+ * for what is open for a moment, of which each worker needs some. The kernel uses
+ * the lowest free number: so a number tells how many there are.
  */
 static void share_descriptors(void)
 {
@@ -1661,8 +2087,8 @@ static void share_descriptors(void)
 	}
 	max_victim_fd = nr / 2;
 	max_files = nr / 4;
-	if (opt.jobs > nr / 32)
-		opt.jobs = nr / 32 ?: 1;
+	if (nr_jobs > nr / 32)
+		nr_jobs = nr / 32 ?: 1;
 }
 
 int main(int argc, char **argv)
@@ -1672,92 +2098,93 @@ int main(int argc, char **argv)
 		{ "match", required_argument, NULL, 'm' },
 		{ "full", no_argument, NULL, 'f' },
 		{ "exact", no_argument, NULL, 'x' },
+		{ "euid", required_argument, NULL, 'u' },
+		{ "parent", required_argument, NULL, 'P' },
 		{ "cgroup", required_argument, NULL, 'c' },
 		{ "jobs", required_argument, NULL, 'j' },
 		{ "dry-run", no_argument, NULL, 'n' },
 		{ "timeout", required_argument, NULL, 't' },
 		{ "json", no_argument, NULL, 'J' },
 		{ "quiet", no_argument, NULL, 'q' },
+		{ "verbose", no_argument, NULL, 'v' },
+		{ "version", no_argument, NULL, 'V' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
-	const char *pidfd = NULL;
-	int c, kinds, sig, status;
-	bool ok = true;
+	static const char **const texts[128] = {
+		['p'] = &opt.pidfd, ['m'] = &opt.match, ['u'] = &opt.users, ['P'] = &opt.parents,
+		['c'] = &opt.cgroup, ['j'] = &opt.jobs, ['t'] = &opt.timeout,
+	};
+	static bool *const flags[128] = {
+		['f'] = &opt.full, ['x'] = &opt.exact, ['n'] = &opt.dry_run, ['J'] = &opt.json,
+		['q'] = &opt.quiet, ['v'] = &opt.verbose, ['V'] = &opt.version, ['h'] = &opt.help,
+	};
+	double seconds = 10;
+	bool ok = true, search;
+	int c, sig, status;
+	char *end;
 
+	/* If one of these is closed, no other file may get its number: writing fails. */
+	for (int fd = 0; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			open("/", O_RDONLY);
 	setvbuf(stderr, NULL, _IOLBF, 0);
-	opt.jobs = sysconf(_SC_NPROCESSORS_ONLN);
-	while ((c = getopt_long(argc, argv, "p:m:fxc:j:nt:qh", options, NULL)) != -1) {
-		switch (c) {
-		case 'p':
-			pidfd = optarg;
-			break;
-		case 'm':
-			opt.match = optarg;
-			break;
-		case 'f':
-			opt.full = true;
-			break;
-		case 'x':
-			opt.exact = true;
-			break;
-		case 'c':
-			opt.cgroup = optarg;
-			break;
-		case 'j':
-			opt.jobs = atol(optarg);
-			break;
-		case 'n':
-			opt.dry_run = true;
-			break;
-		case 't':
-			opt.timeout = get_seconds(optarg);
-			break;
-		case 'J':
-			opt.json = true;
-			break;
-		case 'q':
-			opt.quiet = true;
-			break;
-		case 'h':
-			usage(stdout);
-			return ALL;
-		default:
-			usage(stderr);
+	argv[0] = "mrelease";
+	while ((c = getopt_long(argc, argv, "p:m:fxu:P:c:j:nt:qvVh", options, NULL)) != -1) {
+		if (texts[c])
+			*texts[c] = optarg;
+		else if (flags[c])
+			*flags[c] = true;
+		else
 			return USAGE;
-		}
 	}
-	kinds = (optind < argc) + !!pidfd + !!opt.match + !!opt.cgroup;
-	if (kinds != 1 || opt.jobs < 1 || ((opt.full || opt.exact) && !opt.match) ||
-	    (opt.quiet && opt.json)) {
-		usage(stderr);
-		return USAGE;
+	has_flag = mrelease(-1, PROCESS_MRELEASE_REAP_KILL) == EBADF;
+	if (opt.version)
+		printf("mrelease %s (this kernel has %sPROCESS_MRELEASE_REAP_KILL)\n",
+		       VERSION, has_flag ? "" : "no ");
+	if (opt.help)
+		usage();
+	if (opt.version || opt.help)
+		return finish_output(ALL);
+	nr_jobs = sysconf(_SC_NPROCESSORS_ONLN);
+	if (opt.jobs && (!get_number(opt.jobs, INT_MAX, &nr_jobs) || !nr_jobs))
+		usage_error("invalid number of jobs: %s", opt.jobs);
+	if (opt.timeout) {
+		seconds = strtod(opt.timeout, &end);
+		if (end == opt.timeout || *end || !(seconds >= 0 && seconds < 1e9))
+			usage_error("invalid number of seconds: %s", opt.timeout);
 	}
+	search = opt.match || opt.users || opt.parents;
+	c = (optind < argc) + !!opt.pidfd + search + !!opt.cgroup;
+	if (!c)
+		usage_error("no process given; try mrelease --help");
+	if (c > 1)
+		usage_error("give only one of: process IDs, --pidfd, a search, --cgroup");
+	if ((opt.full || opt.exact) && !opt.match)
+		usage_error("--full and --exact need --match");
+	if (opt.quiet && (opt.json || opt.verbose))
+		usage_error("--quiet excludes --json and --verbose");
 	if (access("/proc/self/fdinfo", F_OK)) {
 		complain("/proc is not mounted");
 		return NONE;
 	}
 
 	cond_init(&work_cond);
+	cond_init(&look_cond);
 	hold_signals();
 	share_descriptors();
 	started = now_ms();
-	deadline = opt.timeout ? started + opt.timeout * 1e3 : 0;
-	has_flag = mrelease(-1, PROCESS_MRELEASE_REAP_KILL) == EBADF;
-	if (!has_flag && !opt.quiet)
-		complain("a kernel without PROCESS_MRELEASE_REAP_KILL: signal first, then reap; "
-			 "what is cached of files stays so");
-
+	deadline = seconds ? started + seconds * 1e3 : 0;
 	if (opt.cgroup) {
 		ok = kill_cgroup(opt.cgroup);
 	} else {
-		if (pidfd)
-			ok = add_pidfd(pidfd);
-		else if (opt.match)
-			ok = add_matching(opt.match);
+		if (opt.pidfd)
+			ok = add_pidfd(opt.pidfd);
+		else if (search)
+			ok = add_matching();
 		for (; optind < argc; optind++)
-			ok &= add_pid(argv[optind]);
-		ok &= work_on_all(0);
+			add_pid(argv[optind]);
+		ok &= work_on_all();
 	}
 	status = report(ok);
 	/* Without waiting for a worker that is stuck in the kernel. */
