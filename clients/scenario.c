@@ -5,7 +5,8 @@
  * of that program's memory is left when the daemon regards the kill as over, and one
  * second later, and how many of the three programs were killed in the end.
  *
- * usage: scenario KERNEL DIRECTORY, which has NAME/unmodified and NAME/changed
+ * usage: scenario KERNEL DIRECTORY [REPETITIONS]; the directory has NAME/unmodified and
+ * NAME/changed
  *
  * The largest program is one process for daemons that kill a process. For those that kill
  * a cgroup it is a small container: a process, the init of a PID namespace below it that
@@ -63,8 +64,8 @@ static const struct client {
 		.over = "Killed /", .container = true, .swap = true, .varlink = true,
 	}, {
 		.name = "nohang", .mode = "SIGTERM", .begin = "requires corrective actions",
-		.over = "The victim died",
-		.args = { "--monitor", "--config", "/clients/nohang/conf" },
+		.over = "The victim died|doesn't respond",
+		.args = { "--monitor", "--config", "conf" },
 	},
 };
 
@@ -221,8 +222,11 @@ static void start_all(const struct client *client)
 	}
 	close(ready[0]);
 	close(ready[1]);
-	if (client->swap)
+	/* The second would be the next to be killed, but is too small to be the first. */
+	if (client->swap) {
 		swap_out("large", "64M swappiness=max");
+		swap_out("medium", "20M swappiness=max");
+	}
 }
 
 static bool alive(int i)
@@ -250,12 +254,12 @@ static void end_all(void)
 	check(rmdir(APPS));
 }
 
-/* Busy loops, one for each CPU, and the programs get what these leave. */
+/* Busy loops, one for each CPU, and the programs run when these leave a CPU idle. */
 static pid_t busy[64];
 
 static void starve(void)
 {
-	in_group("", "cpu.weight", "1");
+	in_group("", "cpu.idle", "1");
 	for (int i = 0; i < get_nprocs(); i++) {
 		busy[i] = check(fork());
 		if (!busy[i])
@@ -311,7 +315,8 @@ static bool says(const char *line, const char *patterns)
 	return false;
 }
 
-static FILE *start_client(const struct client *client, const char *program, pid_t *pid)
+static FILE *start_client(const struct client *client, const char *dir,
+			  const char *program, pid_t *pid)
 {
 	const char *argv[16] = { program };
 	int out[2];
@@ -320,6 +325,7 @@ static FILE *start_client(const struct client *client, const char *program, pid_
 	check(pipe2(out, O_CLOEXEC));
 	*pid = check(fork());
 	if (!*pid) {
+		check(chdir(dir));
 		check(setpriority(PRIO_PROCESS, 0, -20));
 		check(setenv("PYTHONUNBUFFERED", "1", 1));
 		check(setenv("SYSTEMD_LOG_LEVEL", "debug", 1));
@@ -372,14 +378,15 @@ static void run(const struct client *client, const char *kernel, const char *dir
 		const char *form, bool starved)
 {
 	pid_t pid, server = 0;
-	char program[256];
+	char path[256];
 	double took;
 	int killed = 0;
 	FILE *f;
 
-	snprintf(program, sizeof(program), "%s/%s/%s", dir, client->name, form);
-	if (access(program, X_OK))
+	snprintf(path, sizeof(path), "%s/%s/%s", dir, client->name, form);
+	if (access(path, X_OK))
 		return;
+	*strrchr(path, '/') = 0;
 	start_all(client);
 	if (cached(files[0]) < apps[0].file || read_group("large", "memory.stat", "anon ") +
 	    read_group("large", "memory.swap.current", "") < apps[0].anon)
@@ -390,7 +397,7 @@ static void run(const struct client *client, const char *kernel, const char *dir
 		server = serve();
 
 	check(setpriority(PRIO_PROCESS, 0, -20));
-	f = start_client(client, program, &pid);
+	f = start_client(client, path, form, &pid);
 	took = wait_for_kill(client, f);
 	printf("%-7s %-9s %-10s %-11s %-8s", kernel, client->name, client->mode, form,
 	       starved ? "starved" : "idle");
@@ -398,30 +405,33 @@ static void run(const struct client *client, const char *kernel, const char *dir
 	sleep(1);
 	print_left();
 	sleep(SETTLE - 1);
-	for (int i = 0; i < NR_APPS; i++)
-		killed += !alive(i);
-	printf(" %7.2f %6d\n", took, killed);
-	fflush(stdout);
-	/* The largest must be dead, the kill over. */
-	if (took < 0 || alive(0))
-		failed = true;
 
-	kill(pid, SIGKILL);
+	check(kill(pid, SIGKILL));
 	check(waitpid(pid, NULL, 0));
 	fclose(f);
 	if (server) {
-		kill(server, SIGKILL);
+		check(kill(server, SIGKILL));
 		check(waitpid(server, NULL, 0));
 	}
 	check(setpriority(PRIO_PROCESS, 0, 0));
 	end_starving();
+	/* What has been killed can die now. */
+	sleep(1);
+	for (int i = 0; i < NR_APPS; i++)
+		killed += !alive(i);
+	printf(" %7.2f %6d\n", took, killed);
+	fflush(stdout);
+	if (took < 0 || alive(0))
+		failed = true;
 	end_all();
 }
 
 int main(int argc, char **argv)
 {
-	if (argc != 3) {
-		fprintf(stderr, "usage: scenario KERNEL DIRECTORY\n");
+	int repetitions = argc > 3 ? atoi(argv[3]) : 1;
+
+	if (argc < 3) {
+		fprintf(stderr, "usage: scenario KERNEL DIRECTORY [REPETITIONS]\n");
 		return 2;
 	}
 	check(prctl(PR_SET_CHILD_SUBREAPER, 1));
@@ -434,9 +444,9 @@ int main(int argc, char **argv)
 	for (int i = 0; i < NR_APPS; i++)
 		make_file(i);
 	for (size_t i = 0; i < sizeof(clients) / sizeof(*clients); i++) {
-		for (int starved = 0; starved < 2; starved++) {
-			run(clients + i, argv[1], argv[2], "unmodified", starved);
-			run(clients + i, argv[1], argv[2], "changed", starved);
+		for (int n = 0; n < 2 * repetitions; n++) {
+			run(clients + i, argv[1], argv[2], "unmodified", n % 2);
+			run(clients + i, argv[1], argv[2], "changed", n % 2);
 		}
 	}
 	return failed;
