@@ -10,7 +10,7 @@
  *
  * The largest program is one process for daemons that kill a process. For those that kill
  * a cgroup it is a small container: a process, the init of a PID namespace below it that
- * dies with it, and the program in that namespace, which has nearly all of the memory.
+ * dies with it, and the program in that namespace, which has most of the memory.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -28,7 +28,12 @@
 
 #define APPS		"/sys/fs/cgroup/apps"
 #define NR_APPS		3
-#define SMALL		(4 * MIB)	/* of a container's other processes */
+/*
+ * Of a container's first process, and of its init: killing these takes so long that the
+ * program is lost for a daemon that has not killed the program before.
+ */
+#define OTHER_ANON	(96 * MIB)
+#define OTHER_FILE	(4 * MIB)
 #define KILL_TIMEOUT	20		/* seconds */
 #define SETTLE		3		/* seconds in which a daemon may kill again */
 
@@ -185,15 +190,15 @@ static int start(int i, bool container, int ready)
 	check(setsid());
 	in_group(app->name, "cgroup.procs", "0");
 	if (container && !i) {
-		rest -= 2 * SMALL;
+		rest -= 2 * OTHER_ANON;
 		check(unshare(CLONE_NEWPID));
 		if (check(fork()))
-			use(i, SMALL, 0, SMALL, ready);
-		from = SMALL;
+			use(i, OTHER_ANON, 0, OTHER_FILE, ready);
+		from = OTHER_FILE;
 		check(prctl(PR_SET_PDEATHSIG, SIGKILL));
 		if (check(fork()))
-			use(i, SMALL, from, from + SMALL, ready);
-		from += SMALL;
+			use(i, OTHER_ANON, from, from + OTHER_FILE, ready);
+		from += OTHER_FILE;
 		check(prctl(PR_SET_PDEATHSIG, SIGKILL));
 	}
 	use(i, rest, from, app->file, ready);
