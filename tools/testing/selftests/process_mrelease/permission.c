@@ -49,6 +49,7 @@ static void become_root_of_new_user_ns(void)
 	snprintf(path, sizeof(path), "/proc/%d/uid_map", getpid());
 	pid = fork();
 	if (!pid) {
+		close(ready[1]);
 		if (read(ready[0], &fd, 1) != 1)
 			_exit(EXIT_UNSUPPORTED);
 		_exit(write_text(AT_FDCWD, path, "0 100000 1") ? 0 : EXIT_UNSUPPORTED);

@@ -307,7 +307,7 @@ static inline void *make_call(void *arg)
 	set_policy(call->policy);
 	/* The system call, which concerns this thread only */
 	if (call->uid)
-		syscall(SYS_setresuid, call->uid, call->uid, call->uid);
+		syscall(SYS_setresuid32, call->uid, call->uid, call->uid);
 	sleep_until(&shared->start);
 	while (call->delay && !shared->has_begun)
 		usleep(1000);

@@ -112,10 +112,15 @@ static inline void run_on_last_cpu(void)
 	run_on_cpu(last_cpu(&all));
 }
 
+/* On 32 bit, the call with the shorter name takes IDs of 16 bits. */
+#ifndef SYS_setresuid32
+#define SYS_setresuid32	SYS_setresuid
+#endif
+
 /* Not setresuid(), which changes the IDs of all threads. */
 static inline void set_uids(uid_t real, uid_t effective, uid_t saved)
 {
-	if (syscall(SYS_setresuid, real, effective, saved))
+	if (syscall(SYS_setresuid32, real, effective, saved))
 		_exit(EXIT_UNSUPPORTED);
 }
 
