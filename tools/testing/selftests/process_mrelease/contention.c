@@ -174,6 +174,8 @@ TEST_F_TIMEOUT(other_process, does_not_wait, TIMEOUT)
 	int still_running = 0;
 	bool late;
 
+	if (variant->action == close_userfaultfd && !HAS_VMA_LOCKS)
+		SKIP(return, NO_VMA_LOCKS);
 	/* Without a victim. The loops delay the I/O in both cases. */
 	file = self->env.fd;
 	ASSERT_TRUE(make_loops(&self->env, LOOPS, WITH_TEST, &there, SCHED_OTHER));

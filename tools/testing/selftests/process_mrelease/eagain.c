@@ -74,6 +74,8 @@ TEST_F_TIMEOUT(second_call, after_eagain, TIMEOUT)
 {
 	struct call call;
 
+	if (!HAS_VMA_LOCKS)
+		SKIP(return, NO_VMA_LOCKS);
 	ASSERT_TRUE(start_victim(_metadata, &self->env, &locked));
 	if (!freeze_and_act(&self->env))
 		SKIP(return, NO_STATE);
@@ -92,6 +94,8 @@ TEST_F_TIMEOUT(second_call, after_eagain_and_exit_with_mm_pinned, TIMEOUT)
 {
 	struct call call;
 
+	if (!HAS_VMA_LOCKS)
+		SKIP(return, NO_VMA_LOCKS);
 	ASSERT_TRUE(start_victim(_metadata, &self->env, &locked));
 	self->pin = pin_mm(victim.pid, &victim);
 	if (self->pin < 0)

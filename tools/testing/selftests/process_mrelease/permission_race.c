@@ -13,19 +13,18 @@
 
 #include "util.h"
 
-/*
- * The idle processes run on one stack, to which all of them write the same. They are
- * in a PID namespace and die with its init.
- */
+#define IDLE_STACK	1024	/* bytes; enough for pause() */
+
+/* The idle processes are in a PID namespace and die with its init. */
 static void idle_init(int ready, long size)
 {
-	char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE,
+	char *stack = mmap(NULL, size * IDLE_STACK, PROT_READ | PROT_WRITE,
 			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	long nr = 0;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	while (nr < size &&
-	       clone(sleep_forever, stack + STACK_SIZE,
+	       clone(sleep_forever, stack + (nr + 1) * IDLE_STACK,
 		     CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND, NULL) > 0)
 		nr++;
 	if (write(ready, &nr, sizeof(nr)) < 0)

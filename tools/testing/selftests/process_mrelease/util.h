@@ -45,6 +45,7 @@
 /* In seconds, for a kernel with debugging options on an emulated machine */
 #define TIMEOUT	600
 
+#define NO_VMA_LOCKS	"no VMA locks on this architecture"
 #define NO_PIN		"needs userfaultfd and process_vm_readv"
 #define NO_FLAG		"kernel without PROCESS_MRELEASE_REAP_KILL"
 #define NO_DISK		"needs a file on disk, see TMPDIR"
@@ -111,6 +112,13 @@ static inline void run_on_last_cpu(void)
 	sched_getaffinity(1, sizeof(all), &all);
 	run_on_cpu(last_cpu(&all));
 }
+
+/* Without VMA locks, the call holds mmap_lock for reading. */
+#ifdef __i386__
+#define HAS_VMA_LOCKS	false
+#else
+#define HAS_VMA_LOCKS	true
+#endif
 
 /* On 32 bit, the call with the shorter name takes IDs of 16 bits. */
 #ifndef SYS_setresuid32
