@@ -52,7 +52,7 @@
 #define FREEZE_MS	500	/* limit for freezing a cgroup */
 #define TICK_MS		100	/* between two updates of the progress line */
 #define QUIET_MS	400	/* before the first one */
-#define CACHE_LEFT	(1 << 20)	/* too small to report for a cgroup */
+#define CACHE_LEFT	1048576	/* too small to report for a cgroup */
 
 typedef unsigned long long u64;
 
@@ -176,7 +176,7 @@ static struct timespec at_ms(double ms)
 {
 	return (struct timespec) {
 		.tv_sec = ms / 1e3,
-		.tv_nsec = (long)(ms * 1e6) % 1000000000,
+		.tv_nsec = (u64)(ms * 1e6) % 1000000000,
 	};
 }
 
@@ -1904,8 +1904,9 @@ static void tell_cgroup(void)
 	if (cgroup.file[1] < CACHE_LEFT || faccessat(cgroup.dir, "memory.reclaim", F_OK, 0))
 		return;
 	put_text(opt.cgroup, stdout);
-	printf(": %s of page cache is left, such as files that were read or written but not "
-	       "mapped. To free it: echo %llu >", size_text(cgroup.file[1]), cgroup.file[1]);
+	printf(": %s of page cache is left, such as files that were read or written but not mapped.",
+	       size_text(cgroup.file[1]));
+	printf(" To free it: echo %llu >", cgroup.file[1]);
 	put_text(cgroup.path, stdout);
 	puts("/memory.reclaim");
 }
@@ -2015,8 +2016,8 @@ static int report(bool ok)
 	if (!opt.quiet) {
 		account();
 		if (!has_flag)
-			complain("this kernel has no PROCESS_MRELEASE_REAP_KILL: "
-				 "the file pages of the processes stay cached");
+			complain("%s: the file pages of the processes stay cached",
+				 "this kernel has no PROCESS_MRELEASE_REAP_KILL");
 	}
 	for (size_t i = 0; i < nr_victims; i++) {
 		struct victim *v = victims[i];

@@ -174,7 +174,7 @@ TEST_F_TIMEOUT(other_process, does_not_wait, TIMEOUT)
 	int still_running = 0;
 	bool late;
 
-	if (variant->action == close_userfaultfd && !HAS_VMA_LOCKS)
+	if (variant->action == close_userfaultfd && !has_vma_locks())
 		SKIP(return, NO_VMA_LOCKS);
 	/* Without a victim. The loops delay the I/O in both cases. */
 	file = self->env.fd;

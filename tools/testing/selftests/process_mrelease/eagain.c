@@ -74,7 +74,7 @@ TEST_F_TIMEOUT(second_call, after_eagain, TIMEOUT)
 {
 	struct call call;
 
-	if (!HAS_VMA_LOCKS)
+	if (!has_vma_locks())
 		SKIP(return, NO_VMA_LOCKS);
 	ASSERT_TRUE(start_victim(_metadata, &self->env, &locked));
 	if (!freeze_and_act(&self->env))
@@ -94,7 +94,7 @@ TEST_F_TIMEOUT(second_call, after_eagain_and_exit_with_mm_pinned, TIMEOUT)
 {
 	struct call call;
 
-	if (!HAS_VMA_LOCKS)
+	if (!has_vma_locks())
 		SKIP(return, NO_VMA_LOCKS);
 	ASSERT_TRUE(start_victim(_metadata, &self->env, &locked));
 	self->pin = pin_mm(victim.pid, &victim);

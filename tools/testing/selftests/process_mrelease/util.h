@@ -25,6 +25,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <time.h>
 
@@ -113,12 +114,13 @@ static inline void run_on_last_cpu(void)
 	run_on_cpu(last_cpu(&all));
 }
 
-/* Without VMA locks, the call holds mmap_lock for reading. */
-#ifdef __i386__
-#define HAS_VMA_LOCKS	false
-#else
-#define HAS_VMA_LOCKS	true
-#endif
+/* Without VMA locks, as on i386, the call holds mmap_lock for reading. */
+static inline bool has_vma_locks(void)
+{
+	struct utsname name;
+
+	return uname(&name) || strcmp(name.machine, "i686");
+}
 
 /* On 32 bit, the call with the shorter name takes IDs of 16 bits. */
 #ifndef SYS_setresuid32
