@@ -1904,7 +1904,7 @@ static void tell_cgroup(void)
 	if (cgroup.file[1] < CACHE_LEFT || faccessat(cgroup.dir, "memory.reclaim", F_OK, 0))
 		return;
 	put_text(opt.cgroup, stdout);
-	printf(": %s of page cache is left, such as files that were read or written but not mapped.",
+	printf(": %s of page cache is left, as of files that were read or written, not mapped.",
 	       size_text(cgroup.file[1]));
 	printf(" To free it: echo %llu >", cgroup.file[1]);
 	put_text(cgroup.path, stdout);
