@@ -1209,9 +1209,19 @@ static bool is_due(const struct victim *v)
 	return v->state == work.from && v->rank >= work.rank;
 }
 
+static long count_due(void)
+{
+	long due = 0;
+
+	for (size_t i = 0; i < nr_victims; i++)
+		due += is_due(victims[i]);
+	return due;
+}
+
+/* The kill that is_late() ended is the last. */
 static struct victim *next_victim(void)
 {
-	while (work.next < nr_victims) {
+	while (work.next < nr_victims && !is_late()) {
 		struct victim *v = victims[work.next++];
 
 		if (is_due(v)) {
@@ -1257,7 +1267,7 @@ static void progress(void)
 static bool do_step(void (*step)(struct victim *v), enum state from, enum state to, int rank)
 {
 	pthread_t thread;
-	long todo = 0;
+	long todo;
 	bool ok;
 
 	pthread_mutex_lock(&work_lock);
@@ -1266,8 +1276,7 @@ static bool do_step(void (*step)(struct victim *v), enum state from, enum state 
 	work.to = to;
 	work.rank = rank;
 	work.next = 0;
-	for (size_t i = 0; i < nr_victims; i++)
-		todo += is_due(victims[i]);
+	todo = count_due();
 	while (work.threads < (todo < nr_jobs ? todo : nr_jobs) &&
 	       !pthread_create(&thread, NULL, worker, NULL)) {
 		pthread_detach(thread);
@@ -1287,7 +1296,7 @@ static bool do_step(void (*step)(struct victim *v), enum state from, enum state 
 		pthread_cond_timedwait(&work_cond, &work_lock, &tick);
 		progress();
 	}
-	ok = !work.threads;
+	ok = !work.threads && !count_due();
 	/* What has not begun must not begin after this. */
 	work.next = nr_victims;
 	pthread_mutex_unlock(&work_lock);

@@ -93,7 +93,7 @@ static int dump_core(void)
 static bool begin_dump(struct env *env)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	struct pollfd fd = { .events = POLLIN };
+	struct pollfd fds[] = { { .events = POLLIN }, { procs[0].pidfd, POLLIN } };
 	char buf[80];
 
 	if (!read_file("/proc/sys/kernel/core_pattern", core.pattern, sizeof(core.pattern)))
@@ -107,8 +107,10 @@ static bool begin_dump(struct env *env)
 	snprintf(buf, sizeof(buf), "@%s", core.path);
 	if (!write_text(AT_FDCWD, "/proc/sys/kernel/core_pattern", buf))
 		return false;
-	fd.fd = core.listener;
-	if (!send_command(&procs[0], CMD_ACT) || poll(&fd, 1, 120000) != 1)
+	/* A kernel before 6.16 takes the name for one of a file, and the victim dies. */
+	fds[0].fd = core.listener;
+	if (!send_command(&procs[0], CMD_ACT) || poll(fds, 2, 120000) < 1 ||
+	    !(fds[0].revents & POLLIN))
 		return false;
 	core.dump = accept(core.listener, NULL, NULL);
 	return recv(core.dump, buf, sizeof(buf), 0) > 0;
