@@ -10,6 +10,10 @@
 
 #include "victim.h"
 
+#ifndef __NR_memfd_secret
+#define __NR_memfd_secret	(-1)	/* 32-bit Arm does not have it. */
+#endif
+
 /*
  * Dirty folios kept cached, clean ones are evicted.
  */
