@@ -10,10 +10,6 @@
 
 #include "victim.h"
 
-#ifndef __NR_memfd_secret
-#define __NR_memfd_secret	(-1)	/* 32-bit Arm does not have it. */
-#endif
-
 /*
  * Dirty folios kept cached, clean ones are evicted.
  */
@@ -132,7 +128,11 @@ FIXTURE_VARIANT(only_copy) {
 
 static int make_secret(void)
 {
+#ifdef __NR_memfd_secret
 	return syscall(__NR_memfd_secret, O_CLOEXEC);
+#else
+	return -1;	/* 32-bit Arm does not have it. */
+#endif
 }
 
 /* In a mount namespace of its own */
