@@ -27,7 +27,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#include "../guest/kill.h"
+#include "../bench/kill.h"
 
 #define APPS		"/sys/fs/cgroup/apps"
 #define NR_APPS		3
@@ -107,20 +107,10 @@ static void in_group(const char *name, const char *file, const char *text)
 
 static size_t read_group(const char *name, const char *file, const char *field)
 {
-	char path[128], buf[8192];
-	const char *at = buf;
-	int fd;
+	char path[128];
 
 	snprintf(path, sizeof(path), APPS "/%s/%s", name, file);
-	fd = check(open(path, O_RDONLY | O_CLOEXEC));
-	buf[check(read(fd, buf, sizeof(buf) - 1))] = 0;
-	close(fd);
-	if (*field) {
-		at = strstr(buf, field);
-		if (!at)
-			die("no %s in %s", field, path);
-	}
-	return strtoull(at + strlen(field), NULL, 10);
+	return number(path, field, 0);
 }
 
 static void swap_out(const char *name, const char *how_much)
@@ -148,17 +138,12 @@ static double now(void)
 
 static int files[NR_APPS];
 
-static void make_file(int i)
+static void make_app_file(int i)
 {
-	static char buf[MIB];
 	char path[64];
 
 	snprintf(path, sizeof(path), "/mnt/%s", apps[i].name);
-	files[i] = check(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-	memset(buf, 'x', sizeof(buf));
-	for (size_t done = 0; done < apps[i].file; done += sizeof(buf))
-		check(write(files[i], buf, sizeof(buf)));
-	check(fsync(files[i]));
+	files[i] = make_file(path, apps[i].file, false);
 }
 
 /* Use this much memory, tell the parent, and live until killed. */
@@ -183,7 +168,7 @@ static void use(int i, size_t anon, size_t from, size_t to, int ready)
 }
 
 /* Returns how many processes there are. */
-static int start(int i, bool container, int ready)
+static int start_app(int i, bool container, int ready)
 {
 	const struct app *app = apps + i;
 	size_t rest = app->anon, from = 0;
@@ -223,7 +208,7 @@ static void start_all(const struct client *client)
 		drop(files[i]);
 	}
 	for (int i = 0; i < NR_APPS; i++) {
-		left = start(i, client->container, ready[1]);
+		left = start_app(i, client->container, ready[1]);
 		while (left--)
 			if (check(read(ready[0], &byte, 1)) != 1)
 				die("a program did not start");
@@ -458,7 +443,7 @@ int main(int argc, char **argv)
 	write_file("/etc/systemd/oomd.conf", systemd_config);
 	write_file("/etc/oomd.json", oomd_config);
 	for (int i = 0; i < NR_APPS; i++)
-		make_file(i);
+		make_app_file(i);
 	for (size_t i = 0; i < sizeof(clients) / sizeof(*clients); i++) {
 		for (int n = 0; n < 2 * repetitions; n++) {
 			run(clients + i, argv[1], argv[2], "unmodified", n % 2);

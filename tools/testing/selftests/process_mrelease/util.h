@@ -472,8 +472,9 @@ static inline void kill_cgroup(const struct env *env)
 	do {
 		nr = 0;
 		procs = fdopen(openat(env->cgroup_fd, "cgroup.procs", O_RDONLY), "r");
+		/* A process of another PID namespace is listed as 0. */
 		while (procs && fscanf(procs, "%d", &pid) == 1)
-			nr += !kill(pid, SIGKILL);
+			nr += pid && !kill(pid, SIGKILL);
 		if (procs)
 			fclose(procs);
 		if (nr)
