@@ -1161,7 +1161,7 @@ TEST_F_TIMEOUT(container, kill, TIMEOUT)
 
 	/* No process forks, and the cgroup is empty. */
 	forks = *self->forks;
-	EXPECT_EQ(self->init, waitpid(self->init, &status, WNOHANG));
+	EXPECT_EQ(self->init, waitpid(self->init, &status, 0));
 	EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
 	EXPECT_EQ(0, rmdir(self->below));
 	usleep(50000);
