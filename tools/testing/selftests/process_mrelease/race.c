@@ -9,7 +9,7 @@
 #define _GNU_SOURCE
 #include <stdatomic.h>
 
-#include "procs.h"
+#include "actions.h"
 
 /*
  * Concurrent callers, and concurrent SIGKILL.
@@ -284,71 +284,6 @@ static void exec_main(const char *how, const char *sock)
 		exec_thread();
 	if (!strcmp(how, "exec_sharer"))
 		exec_with_sharer();
-}
-
-static int exit_after(void *us)
-{
-	usleep((long)us);
-	_exit(0);
-}
-
-static int make_sharers(void)
-{
-	for (int nr = 0;; nr++) {
-		run_in_mm(exit_after, nr % 4 * 500, SIGCHLD);
-		while (waitpid(-1, NULL, nr < 8 ? WNOHANG : 0) > 0 && nr >= 8)
-			nr--;
-	}
-	return 0;
-}
-
-/* Each sharer starts the next one and exits. */
-static int start_next_sharer(void *unused)
-{
-	run_in_mm(start_next_sharer, 0, SIGCHLD);
-	_exit(0);
-}
-
-static int make_successive_sharers(void)
-{
-	run_in_mm(start_next_sharer, 0, SIGCHLD);
-	return sleep_forever(NULL);
-}
-
-static int vfork_loop(void)
-{
-	for (int nr = 0;; nr++) {
-		pid_t pid = run_in_mm(exit_after, nr % 4 * 500, CLONE_VFORK | SIGCHLD);
-
-		waitpid(pid, NULL, 0);
-	}
-	return 0;
-}
-
-static void *exit_thread(void *unused)
-{
-	return NULL;
-}
-
-static void *thread_loop(void *unused)
-{
-	pthread_t thread;
-
-	for (;;) {
-		if (!pthread_create(&thread, NULL, exit_thread, NULL))
-			pthread_join(thread, NULL);
-	}
-	return NULL;
-}
-
-static int make_threads(void)
-{
-	pthread_t thread;
-
-	for (int i = 0; i < 2; i++)
-		pthread_create(&thread, NULL, thread_loop, NULL);
-	thread_loop(NULL);
-	return 0;
 }
 
 FIXTURE(race) {

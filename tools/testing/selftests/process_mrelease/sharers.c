@@ -4,9 +4,7 @@
  * those that share the mm, the caller included.
  */
 #define _GNU_SOURCE
-#include <linux/io_uring.h>
-
-#include "procs.h"
+#include "actions.h"
 
 static int run_commands_with_sharer(void *nr)
 {
@@ -19,24 +17,9 @@ static void make_nested_sharers(void)
 	run_in_mm(run_commands_with_sharer, 1, SIGCHLD);
 }
 
-static void exit_leader(void)
-{
-	exit_as_leader(0);
-}
-
 static void make_leaderless_sharer(void)
 {
 	run_in_mm(exit_as_leader, 1, SIGCHLD);
-}
-
-static void start_sqpoll(void)
-{
-	struct io_uring_params params = {
-		.flags = IORING_SETUP_SQPOLL, .sq_thread_idle = 100000,
-	};
-
-	if (syscall(__NR_io_uring_setup, 8, &params) < 0)
-		_exit(EXIT_UNSUPPORTED);
 }
 
 FIXTURE(sharers) {

@@ -4,42 +4,13 @@
  * in any state: running, traced, frozen, asleep in a file system, dumping core.
  */
 #define _GNU_SOURCE
-#include <linux/aio_abi.h>
-#include <sys/ptrace.h>
-#include <sys/resource.h>
 #include <sys/un.h>
 
-#include "procs.h"
-
-static int spin(void)
-{
-	for (;;)
-		;
-	return 0;
-}
+#include "actions.h"
 
 static bool keep_busy(struct env *env)
 {
 	return send_command(&procs[0], CMD_ACT) && wait_for_state(procs[0].pid, 'R');
-}
-
-static bool trace(struct env *env)
-{
-	int status;
-
-	return !ptrace(PTRACE_SEIZE, procs[0].pid, 0, PTRACE_O_TRACEEXIT) &&
-	       !ptrace(PTRACE_INTERRUPT, procs[0].pid, 0, 0) &&
-	       waitpid(procs[0].pid, &status, 0) == procs[0].pid && WIFSTOPPED(status);
-}
-
-/* The victim stops again in its exit, before it leaves the mm. */
-static bool stop_tracing(struct env *env)
-{
-	int status;
-
-	while (waitpid(procs[0].pid, &status, 0) == procs[0].pid && WIFSTOPPED(status))
-		ptrace(PTRACE_CONT, procs[0].pid, 0, 0);
-	return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 }
 
 static bool freeze_file_system(struct env *env)
@@ -77,17 +48,6 @@ static struct {
 	int listener;
 	int dump;
 } core = { .listener = -1, .dump = -1 };
-
-static int dump_core(void)
-{
-	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
-
-	if (setrlimit(RLIMIT_CORE, &limit))
-		_exit(EXIT_UNSUPPORTED);
-	signal(SIGSEGV, SIG_DFL);
-	raise(SIGSEGV);
-	return 0;
-}
 
 /* Read no more than the first bytes of the dump. */
 static bool begin_dump(struct env *env)
@@ -136,21 +96,6 @@ static void restore_core_pattern(void)
 	close(core.listener);
 	close(core.dump);
 	unlink(core.path);
-}
-
-/* A request that never completes and uses no memory of the victim. */
-static void begin_aio(void)
-{
-	struct iocb cb = { .aio_lio_opcode = IOCB_CMD_POLL, .aio_buf = POLLIN };
-	struct iocb *list[] = { &cb };
-	aio_context_t ctx = 0;
-	int fds[2];
-
-	if (pipe(fds))
-		_exit(EXIT_UNSUPPORTED);
-	cb.aio_fildes = fds[0];
-	if (syscall(SYS_io_setup, 8, &ctx) || syscall(SYS_io_submit, ctx, 1, list) != 1)
-		_exit(EXIT_UNSUPPORTED);
 }
 
 static void map_equal_pages(void)
