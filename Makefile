@@ -24,6 +24,12 @@ check-all:	## make check for all kernels, architectures, configurations: hours
 configs:	## our selftests without SWAP, SMP, ..., with NUMA, PREEMPT, PREEMPT_RT
 	@ARCH= CONFIGS="$${CONFIGS:-noswap nosmp nothp nomemcg numa preempt rt}" scripts/check
 
+fire:		## a storm of kills on kernels that find mistakes (CONFIGS= SEED= HOURS=)
+	@scripts/fire
+
+mutants:	## breaks the kernel code in many ways: each is caught by a test
+	@scripts/mutants
+
 unit:		## the unit tests, without a guest: a minute or two
 	@scripts/unit
 
@@ -54,4 +60,4 @@ clean:		## remove what was built and measured, but no tree of commits
 distclean:	## remove build/ with what is not refreshed, and the cache
 	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"
 
-.PHONY: help demo clients check check-all configs bench unit image tree refresh series apply revert lint clean distclean
+.PHONY: help demo clients check check-all configs bench fire mutants unit image tree refresh series apply revert lint clean distclean
