@@ -282,6 +282,20 @@ static inline void check_memory_free(struct __test_metadata *_metadata, struct u
 	EXPECT_EQ(0, usage.swap);
 }
 
+/* One number of the cgroup's memory.stat, in bytes. */
+static inline long memory_stat(const struct env *env, const char *key)
+{
+	int fd = openat(env->cgroup_fd, "memory.stat", O_RDONLY | O_CLOEXEC);
+	char text[4096] = "\n", want[32], *p;
+
+	if (fd < 0 || read(fd, text + 1, sizeof(text) - 2) < 0)
+		text[1] = 0;
+	close(fd);
+	snprintf(want, sizeof(want), "\n%s ", key);
+	p = strstr(text, want);
+	return p ? atol(p + strlen(want)) : LONG_MAX;
+}
+
 /*
  * The charge of anonymous memory only, without the kernel memory of tasks. memory.stat
  * may be stale: mem_cgroup_css_rstat_flush() of one CPU resets the count of updates of
@@ -289,14 +303,9 @@ static inline void check_memory_free(struct __test_metadata *_metadata, struct u
  */
 static inline long anon_charge(const struct env *env)
 {
-	long charge = measure(env).charge;
-	char path[PATH_MAX + 16], text[32];
+	long charge = measure(env).charge, anon = memory_stat(env, "anon");
 
-	snprintf(path, sizeof(path), "%s/memory.stat", env->cgroup);
-	/* The first line */
-	if (!read_file(path, text, sizeof(text)) || strncmp(text, "anon ", 5))
-		return LONG_MAX;
-	return atol(text + 5) < charge ? atol(text + 5) : charge;
+	return anon < charge ? anon : charge;
 }
 
 /* A race lasts for $MRELEASE_SECONDS, 6 by default, and for 20 rounds at least. */

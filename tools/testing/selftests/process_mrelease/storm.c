@@ -104,19 +104,6 @@ static void lock_in_thread(void)
 	pthread_barrier_wait(&locked);
 }
 
-static long memory_stat(const struct env *env, const char *key)
-{
-	int fd = openat(env->cgroup_fd, "memory.stat", O_RDONLY | O_CLOEXEC);
-	char text[4096] = "\n", want[32], *p;
-
-	if (fd < 0 || read(fd, text + 1, sizeof(text) - 2) < 0)
-		text[1] = 0;
-	close(fd);
-	snprintf(want, sizeof(want), "\n%s ", key);
-	p = strstr(text, want);
-	return p ? atol(p + strlen(want)) : -1;
-}
-
 static long swap_used(const struct env *env)
 {
 	return read_number(env->cgroup_fd, "memory.swap.current");
@@ -214,7 +201,7 @@ static struct result call_with_flag(void)
 		shared->again++;
 	}
 	r.cache = cached_in(slot_env.fd, 0, CLEAN * psize());
-	r.anon = memory_stat(&slot_env, "anon");
+	r.anon = anon_charge(&slot_env);
 	r.swap = swap_used(&slot_env);
 	return r;
 }
@@ -331,7 +318,7 @@ static void check_gone(struct __test_metadata *_metadata)
 		usleep(1000);
 		write_text(slot_env.cgroup_fd, "memory.reclaim", "16M");
 	}
-	ASSERT_LE(memory_stat(&slot_env, "anon"), slack());
+	ASSERT_LE(anon_charge(&slot_env), slack());
 	ASSERT_LE(charged_pages(), slack());
 	ASSERT_LE(swap_used(&slot_env), slack());
 }
