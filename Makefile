@@ -12,6 +12,9 @@ bench:		## what it costs, base against series: report.html, summary.md (ROW= BOO
 demo:		## base and series side by side: what one call frees (REPEAT=5 CPUS=2 MEMORY=)
 	@bench/run --demo
 
+pressure:	## who dies, and who waits, when memory is short, base and series (REPEAT=5 MEMORY=)
+	@bench/run --pressure
+
 clients:	## earlyoom, oomd, systemd-oomd from Debian and with our patches, in the guest
 	@clients/run
 
@@ -60,4 +63,5 @@ clean:		## remove what was built and measured, but no tree of commits
 distclean:	## remove build/ with what is not refreshed, and the cache
 	@rm -rf build "$${XDG_CACHE_HOME:-$$HOME/.cache}/mrelease"
 
-.PHONY: help demo clients check check-all configs bench fire mutants unit image tree refresh series apply revert lint clean distclean
+.PHONY: help demo pressure clients check check-all configs bench fire mutants unit image tree refresh series \
+	apply revert lint clean distclean

@@ -660,6 +660,7 @@ static const struct {
 	{ "latency", cmd_latency, 1 },
 	{ "programs", cmd_programs, 1 },
 	{ "demo", cmd_demo, 2 },
+	{ "pressure", cmd_pressure, 4 },
 };
 
 int main(int argc, char **argv)

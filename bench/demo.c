@@ -11,10 +11,8 @@
 
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/sysinfo.h>
 #include <sys/uio.h>
-#include <sys/un.h>
 #include <sys/utsname.h>
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
@@ -35,23 +33,6 @@ static void measure(struct figures *f)
 	/* The anonymous memory is what may still be on its way: first. */
 	f->anon = number(GROUP "/memory.stat", "anon ", 0) / KIB;
 	f->file = mapped < 0 ? 0 : cached(mapped) / KIB;
-}
-
-/* 200 MiB of data. */
-static void load_redis(void)
-{
-	static const char load[] = "EVAL \"for i = 1, 70000 do redis.call('SET', "
-		"'source:' .. i, string.rep('x', 3000)) end return 1\" 0\r\n";
-	struct sockaddr_un addr = { AF_UNIX, PROGRAMS "/tmp/socket" };
-	int fd = check(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-	char answer[64] = "";
-
-	check(connect(fd, (void *)&addr, sizeof(addr)));
-	check(write(fd, load, sizeof(load) - 1));
-	check(read(fd, answer, sizeof(answer) - 1));
-	if (strcmp(answer, ":1\r\n"))
-		die("redis-server: %s", answer);
-	close(fd);
 }
 
 /* Starts to copy a byte out of the victim to a page that never comes. */
@@ -115,7 +96,7 @@ static void one_kill(int c, enum way way, bool probe)
 	if (v.size[AHEAD])
 		mapped = file[AHEAD];
 	if (v.program == &programs[REDIS])
-		load_redis();
+		load_redis(200);
 	if (cases[c].pinned)
 		pinner = pin(v.pid);
 	/* Let it come to rest, and the counters settle. */

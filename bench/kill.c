@@ -6,8 +6,10 @@
 #include <linux/fs.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <time.h>
 
 #ifndef __NR_process_mrelease
@@ -243,6 +245,8 @@ static void execute(const struct program *p)
 
 static void hold(const struct victim *v)
 {
+	if (v->run)
+		v->run(v);
 	if (v->starved) {
 		on_cpu(1);
 		check(sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ }));
@@ -276,13 +280,15 @@ static void wait_until_ready(const struct victim *v)
 void start(struct victim *v)
 {
 	int in[2], out[2];
+	char procs[64];
 
+	snprintf(procs, sizeof(procs), "%s/cgroup.procs", v->group ?: GROUP);
 	make_files(v);
 	check(pipe2(in, O_CLOEXEC));
 	check(pipe2(out, O_CLOEXEC));
 	v->pid = check(fork());
 	if (!v->pid) {
-		set(GROUP "/cgroup.procs", "0");
+		set(procs, "0");
 		check(setpriority(PRIO_PROCESS, 0, 0));
 		check(dup2(in[0], 0));
 		check(dup2(out[1], 1));
@@ -312,16 +318,28 @@ void start(struct victim *v)
 	usleep(100000);
 }
 
+void load_redis(int mib)
+{
+	struct sockaddr_un addr = { AF_UNIX, PROGRAMS "/tmp/socket" };
+	int fd = check(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+	char load[128], answer[64] = "";
+
+	snprintf(load, sizeof(load), "EVAL \"for i = 1, %d do redis.call('SET', 'source:' .. i, "
+		 "string.rep('x', 3000)) end return 1\" 0\r\n", mib * 350);
+	check(connect(fd, (void *)&addr, sizeof(addr)));
+	check(write(fd, load, strlen(load)));
+	check(read(fd, answer, sizeof(answer) - 1));
+	if (strcmp(answer, ":1\r\n"))
+		die("redis-server: %s", answer);
+	close(fd);
+}
+
 int mrelease(int pidfd, unsigned int flags)
 {
 	return syscall(__NR_process_mrelease, pidfd, flags) ? errno : 0;
 }
 
-/*
- * LMKD gives all threads of the dying process the highest priority and moves
- * them to the cpuset that has all CPUs, so that it is quick to leave.
- */
-static void hurry(pid_t pid)
+void hurry(pid_t pid)
 {
 	struct dirent *entry;
 	cpu_set_t all;

@@ -77,10 +77,16 @@ struct program {
 extern const struct program programs[];
 enum { PYTHON, SQLITE, REDIS, CC1, NR_PROGRAMS };
 
-/* A program, or a process of ours that holds memory of these sizes. */
+/*
+ * A program, or a process of ours: it holds memory of these sizes, or does what
+ * run() does, which says ready, and hears when its parent has heard that.
+ */
 struct victim {
 	size_t size[KINDS];
 	const struct program *program;
+	void (*run)(const struct victim *v);
+	/* The cgroup, GROUP if NULL. */
+	const char *group;
 	/* On CPU 1, SCHED_IDLE. */
 	bool starved;
 	/*
@@ -115,6 +121,13 @@ void drop_all(void);
 void *map(enum kind k, size_t size);
 bool told(int fd);
 void start(struct victim *v);
+/* So much data for REDIS, which has been started. */
+void load_redis(int mib);
+/*
+ * LMKD gives all threads of the dying process the highest priority and moves
+ * them to the cpuset that has all CPUs, so that it is quick to leave.
+ */
+void hurry(pid_t pid);
 /* Returns the errno of the last call: in LMKD's way it can be ESRCH. */
 int kill_victim(enum way way, const struct victim *v);
 int mrelease(int pidfd, unsigned int flags);
@@ -123,5 +136,6 @@ void wait_for(struct victim *v);
 void bury(struct victim *v);
 
 void cmd_demo(char **arg);
+void cmd_pressure(char **arg);
 
 #endif
