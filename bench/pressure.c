@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * pressure SCENE EPISODES TIMEOUT WAYS: a foreground program needs memory that background
- * programs have, and a killer kills some of these, in one of the ways, in turn. The
- * first way is LMKD, the second the one call; WAYS says how many.
+ * programs have, and a killer kills some of these, in each of the ways (lmkd one) in turn.
  *
  * The killer has LMKD's policy: when it looks, when it kills, which program, and how
  * long it waits for a kill to be over, TIMEOUT milliseconds at most (LMKD's default is
@@ -13,7 +12,8 @@
  *
  * phone: twelve programs. restart: each is started again when it has been killed.
  * shared: they have no file that is not mapped by all. server: eight containers, and
- * one that leaks. short: what one kill gives suffices, and the kernel reclaims nothing.
+ * one that leaks. short: four idle programs, of which one must be killed: what they have
+ * mapped of their files is all that is cached of these.
  */
 #include "kill.h"
 
@@ -41,12 +41,13 @@ static size_t high, low, min;
 static const struct scene {
 	const char *name;
 	int apps, anon, file, common, swap, burst, bursts;
-	bool programs, restart, leak;
+	bool programs, restart, leak, idle;
 } scenes[] = {
 	{ "phone", 12, 52, 24, 48, 256, 320, 3, .programs = true },
 	{ "restart", 12, 52, 24, 48, 256, 320, 3, .programs = true, .restart = true },
 	{ "shared", 12, 52, 0, 240, 256, 320, 3, .programs = true },
 	{ "server", 9, 56, 24, 48, 256, 0, 0, .leak = true },
+	{ "short", 4, 165, 60, 0, 64, 320, 1, .idle = true },
 }, *scene;
 
 /* Programs */
@@ -184,6 +185,8 @@ static void be_app(const struct victim *v)
 		}
 		if (order == 'l')
 			fill_anon(MIB, 0);
+		if (scene->idle)
+			continue;
 		touch(anon, a->anon, 32);
 		touch(file, size_of(a->fd), 16);
 		touch(common, size_of(a->common), 16);
@@ -199,6 +202,8 @@ static void be_worker(const struct victim *v)
 	char *anon = NULL;
 	long begin;
 
+	/* The first to use the common file is the one that is charged for it. */
+	map_file(a->common);
 	ready();
 	told(0);
 	if (a->anon)
@@ -682,15 +687,15 @@ static void tell_stalls(enum way way)
 		nr += stalls[w]->nr;
 	}
 	qsort(us, nr, sizeof(*us), by_value);
-	tell(way, "p50 ms", us[nr / 2] / 1e3);
-	tell(way, "p99 ms", us[nr * 99 / 100] / 1e3);
-	tell(way, "longest ms", us[nr - 1] / 1e3);
+	tell(way, "step p50 ms", us[nr / 2] / 1e3);
+	tell(way, "step p99 ms", us[nr * 99 / 100] / 1e3);
+	tell(way, "longest step ms", us[nr - 1] / 1e3);
 	free(us);
 }
 
 /*
- * A kill was not needed if all that the foreground wanted had been given up before; or,
- * when it was decided on, free memory and what the dead still had was above high.
+ * A kill was not needed if earlier ones had had all that the foreground wanted; or if
+ * with what the dead still had, when the kill was decided on, free memory was above high.
  */
 static void tell_kills(enum way way, size_t need)
 {
@@ -700,11 +705,14 @@ static void tell_kills(enum way way, size_t need)
 
 	for (int i = 0; i < nr_kills; i++) {
 		const struct kill *k = kills + i;
-		bool enough = k->free >= high * PAGE;
+		size_t lacking = k->free < high * PAGE ? high * PAGE - k->free : 0;
 
+		/* Not because of a page or two. */
+		if (lacking < MIB)
+			lacking = MIB;
 		after += held >= need;
-		early += !enough && k->free + k->left >= high * PAGE;
-		early_file += !enough && k->free + k->left + k->left_file >= high * PAGE;
+		early += k->left >= lacking;
+		early_file += k->left + k->left_file >= lacking;
 		innocent += k->app != apps;
 		held += k->held;
 		above += (k->above - k->begin) / 1e6;
@@ -719,8 +727,8 @@ static void tell_kills(enum way way, size_t need)
 		tell(way, "- that did not leak", innocent);
 	else
 		tell(way, "- after the last one needed", after);
-	tell(way, "- because memory of the dead was to come", early);
-	tell(way, "- because that, or their page cache, was", early_file);
+	tell(way, "- before the dead had given up their memory", early);
+	tell(way, "- the same with their page cache", early_file);
 	tell(way, "MiB that they had", held / (double)MIB);
 	if (!scene->leak)
 		tell(way, "MiB wanted beyond what was free", need / (double)MIB);
@@ -824,7 +832,9 @@ static void set_up(void)
 
 		snprintf(name, sizeof(name), "worker%d", w);
 		*a = (struct app){ .v = { .run = be_worker, .group = FRONT }, .adj = -900,
-				   .anon = scene->burst * unit / WORKERS, .seed = 100 + w,
+				   .common = common,
+				   .anon = scene->burst * unit / WORKERS / (STEP * PAGE) * STEP * PAGE,
+				   .seed = 100 + w,
 				   .fd = filled_file(name, 32 * unit, 100 + w), .state = DEAD };
 		stalls[w] = mmap(NULL, sizeof(*stalls[w]), PROT_READ | PROT_WRITE,
 				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -868,6 +878,7 @@ void cmd_pressure(char **arg)
 	check(mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT));
 	check(sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &priority));
 	for (int i = 0; i < atoi(arg[1]); i++)
-		for (int way = LMKD; way < atoi(arg[3]); way++)
-			episode(way, atoi(arg[2]));
+		for (enum way way = LMKD; way <= ONE_CALL; way++)
+			if (strstr(arg[3], way_name[way]))
+				episode(way, atoi(arg[2]));
 }
