@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * pressure SCENE EPISODES TIMEOUT WAYS: a foreground program needs memory that background
- * programs have, and a killer kills some of these, in each of the ways (lmkd one) in turn.
+ * programs have, and a killer kills some of these, in each of the ways in turn: lmkd, one,
+ * or the path of a daemon.
  *
  * The killer has LMKD's policy: when it looks, when it kills, which program, and how
  * long it waits for a kill to be over, TIMEOUT milliseconds at most (LMKD's default is
@@ -261,13 +262,38 @@ static void start_app(struct app *a)
 	__atomic_store_n(&a->state, UP, __ATOMIC_RELEASE);
 }
 
+/* A daemon may have sent another signal. */
 static void end_app(struct app *a)
 {
-	if (a->state == UP)
+	if (a->state != DEAD) {
 		kill(a->v.pid, SIGKILL);
-	if (a->state != DEAD)
-		wait_for(&a->v);
+		check(waitpid(a->v.pid, NULL, 0));
+		close(a->v.pidfd);
+		close(a->v.in);
+		close(a->v.out);
+	}
 	a->state = DEAD;
+}
+
+/* By whomever. */
+static bool has_died(const struct app *a)
+{
+	siginfo_t info = { 0 };
+
+	check(waitid(P_PID, a->v.pid, &info, WEXITED | WNOHANG | WNOWAIT));
+	return info.si_pid;
+}
+
+static pid_t start_daemon(const char *path)
+{
+	pid_t pid = check(fork());
+
+	if (!pid) {
+		check(dup2(2, 1));
+		execl(path, path, "-r", "0", NULL);
+		die("%s", path);
+	}
+	return pid;
 }
 
 /* What is measured of the machine. */
@@ -388,6 +414,9 @@ static void read_counters(struct counters *c)
 }
 
 /* The killer */
+
+/* The one of this episode: a way, or a program, which goes its own. */
+static const char *killer;
 
 struct kill {
 	struct app *app;
@@ -561,7 +590,7 @@ static int psi_trigger(const char *text)
 	return fd;
 }
 
-/* LMKD's main loop, until the foreground is done. */
+/* LMKD's main loop, until the foreground is done. TIMEOUT 0: no kill. */
 static void guard(enum way way, int timeout)
 {
 	enum { SOME, FULL, PIDFD, OVER, DONE, NR = DONE + WORKERS };
@@ -612,7 +641,7 @@ static void guard(enum way way, int timeout)
 			woken = true;
 		}
 		event = fds[SOME].revents || fds[FULL].revents;
-		if (!event && !woken && (!polling || now < looked + interval))
+		if (!timeout || (!event && !woken && (!polling || now < looked + interval)))
 			continue;
 		looked = now;
 		reason = must_kill(&p, fds[FULL].revents);
@@ -669,12 +698,12 @@ static int by_value(const void *a, const void *b)
 	return *(const int *)a - *(const int *)b;
 }
 
-static void tell(enum way way, const char *what, double value)
+static void tell(const char *what, double value)
 {
-	result(what, way_name[way], "%.6g", value);
+	result(what, killer, "%.6g", value);
 }
 
-static void tell_stalls(enum way way)
+static void tell_stalls(void)
 {
 	int nr = 0, *us;
 
@@ -687,9 +716,9 @@ static void tell_stalls(enum way way)
 		nr += stalls[w]->nr;
 	}
 	qsort(us, nr, sizeof(*us), by_value);
-	tell(way, "step p50 ms", us[nr / 2] / 1e3);
-	tell(way, "step p99 ms", us[nr * 99 / 100] / 1e3);
-	tell(way, "longest step ms", us[nr - 1] / 1e3);
+	tell("step p50 ms", us[nr / 2] / 1e3);
+	tell("step p99 ms", us[nr * 99 / 100] / 1e3);
+	tell("longest step ms", us[nr - 1] / 1e3);
 	free(us);
 }
 
@@ -697,7 +726,7 @@ static void tell_stalls(enum way way)
  * A kill was not needed if earlier ones had had all that the foreground wanted; or if
  * with what the dead still had, when the kill was decided on, free memory was above high.
  */
-static void tell_kills(enum way way, size_t need)
+static void tell_kills(size_t need, int others)
 {
 	size_t held = 0;
 	int after = 0, early = 0, early_file = 0, innocent = 0;
@@ -718,23 +747,25 @@ static void tell_kills(enum way way, size_t need)
 		above += (k->above - k->begin) / 1e6;
 		took += k->took / 1e6;
 		fprintf(stderr, "%s %s: killed %s, %s: %zu MiB, %zu anonymous, %.0f ms, %s; the dead have %zu and %zu MiB\n",
-			scene->name, way_name[way], k->app->group + strlen(BACK) + 1, k->reason,
+			scene->name, killer, k->app->group + strlen(BACK) + 1, k->reason,
 			k->held / MIB, k->anon / MIB, k->took / 1e6,
 			k->error ? strerrorname_np(k->error) : "0", k->left / MIB, k->left_file / MIB);
 	}
-	tell(way, "programs killed", nr_kills);
+	tell("programs killed", nr_kills + others);
+	if (*killer == '/')
+		return;
 	if (scene->leak)
-		tell(way, "- that did not leak", innocent);
+		tell("- that did not leak", innocent);
 	else
-		tell(way, "- after the last one needed", after);
-	tell(way, "- before the dead had given up their memory", early);
-	tell(way, "- the same with their page cache", early_file);
-	tell(way, "MiB that they had", held / (double)MIB);
+		tell("- after the last one needed", after);
+	tell("- before the dead had given up their memory", early);
+	tell("- the same with their page cache", early_file);
+	tell("MiB that they had", held / (double)MIB);
 	if (!scene->leak)
-		tell(way, "MiB wanted beyond what was free", need / (double)MIB);
+		tell("MiB wanted beyond what was free", need / (double)MIB);
 	if (nr_kills) {
-		tell(way, "ms for a kill", took / nr_kills);
-		tell(way, "ms from a kill until free memory is above high", above / nr_kills);
+		tell("ms for a kill", took / nr_kills);
+		tell("ms from a kill until free memory is above high", above / nr_kills);
 	}
 }
 
@@ -743,7 +774,8 @@ static void episode(enum way way, int timeout)
 	struct counters c[2];
 	size_t need = 0;
 	pthread_t watcher;
-	int damaged = 0;
+	int damaged = 0, others = 0;
+	pid_t program = 0;
 	char answer;
 
 	nr_kills = below = 0;
@@ -766,7 +798,13 @@ static void episode(enum way way, int timeout)
 		check(write(apps[0].v.in, "l", 1));
 	for (int w = 0; w < WORKERS; w++)
 		check(write(workers[w].v.in, "", 1));
-	guard(way, timeout);
+	if (*killer == '/')
+		program = start_daemon(killer);
+	guard(way, program ? 0 : timeout);
+	if (program) {
+		check(kill(program, SIGKILL));
+		check(waitpid(program, NULL, 0));
+	}
 	__atomic_store_n(&watching, false, __ATOMIC_RELAXED);
 	pthread_join(watcher, NULL);
 	read_counters(&c[1]);
@@ -776,16 +814,22 @@ static void episode(enum way way, int timeout)
 		close(kills[i].pidfd);
 		close(kills[i].over);
 	}
-	tell_kills(way, need);
-	tell_stalls(way);
-	tell(way, "PSI some ms", (c[1].some_us - c[0].some_us) / 1e3);
-	tell(way, "PSI full ms", (c[1].full_us - c[0].full_us) / 1e3);
-	tell(way, "ms with less than high free", below / 1e6);
-	tell(way, "kswapd ms", c[1].kswapd_ms - c[0].kswapd_ms);
-	tell(way, "refaults of files", c[1].vm[REFAULT_FILE] - c[0].vm[REFAULT_FILE]);
-	tell(way, "refaults from swap", c[1].vm[REFAULT_ANON] - c[0].vm[REFAULT_ANON]);
-	tell(way, "MiB read", (c[1].sectors - c[0].sectors) / 2048.);
-	tell(way, "kills by the kernel", c[1].vm[OOM] - c[0].vm[OOM]);
+	for (int i = 0; i < scene->apps; i++) {
+		if (apps[i].state == UP && has_died(apps + i)) {
+			apps[i].state = DYING;
+			others++;
+		}
+	}
+	tell_kills(need, others);
+	tell_stalls();
+	tell("PSI some ms", (c[1].some_us - c[0].some_us) / 1e3);
+	tell("PSI full ms", (c[1].full_us - c[0].full_us) / 1e3);
+	tell("ms with less than high free", below / 1e6);
+	tell("kswapd ms", c[1].kswapd_ms - c[0].kswapd_ms);
+	tell("refaults of files", c[1].vm[REFAULT_FILE] - c[0].vm[REFAULT_FILE]);
+	tell("refaults from swap", c[1].vm[REFAULT_ANON] - c[0].vm[REFAULT_ANON]);
+	tell("MiB read", (c[1].sectors - c[0].sectors) / 2048.);
+	tell("kills by the kernel", c[1].vm[OOM] - c[0].vm[OOM]);
 
 	for (int w = 0; w < WORKERS; w++)
 		end_app(workers + w);
@@ -795,7 +839,7 @@ static void episode(enum way way, int timeout)
 	for (int i = 0; i < scene->apps; i++)
 		if (apps[i].state == UP && !apps[i].v.program)
 			damaged += read(apps[i].v.out, &answer, 1) != 1 || answer != 'y';
-	tell(way, "damaged", damaged);
+	tell("damaged", damaged);
 	for (int i = 0; i < scene->apps; i++)
 		end_app(apps + i);
 	set("/proc/sys/vm/drop_caches", "3");
@@ -877,8 +921,12 @@ void cmd_pressure(char **arg)
 	/* As LMKD is; what it starts is not. */
 	check(mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT));
 	check(sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &priority));
-	for (int i = 0; i < atoi(arg[1]); i++)
-		for (enum way way = LMKD; way <= ONE_CALL; way++)
-			if (strstr(arg[3], way_name[way]))
-				episode(way, atoi(arg[2]));
+	for (int i = 0; i < atoi(arg[1]); i++) {
+		char ways[256], *save;
+
+		snprintf(ways, sizeof(ways), "%s", arg[3]);
+		killer = strtok_r(ways, " ", &save);
+		for (; killer; killer = strtok_r(NULL, " ", &save))
+			episode(!strcmp(killer, way_name[ONE_CALL]) ? ONE_CALL : LMKD, atoi(arg[2]));
+	}
 }
