@@ -34,6 +34,7 @@
 /* A step of the foreground: so many pages of memory, and of its file. */
 #define STEP		128
 #define STEP_FILE	16
+#define LOW_AFTER_KILL	"low after a kill"
 
 /* Sizes are in 1024ths of the memory: MiB, if that is a GiB. */
 static size_t unit;
@@ -469,6 +470,8 @@ static void *reap(void *arg)
 		check(eventfd_write(k->over, 1));
 	if (scene->restart) {
 		wait_for(&k->app->v);
+		/* What it has from here on is not the dead's. */
+		k->app->state = DEAD;
 		start_app(k->app);
 	}
 	return NULL;
@@ -570,7 +573,7 @@ static const char *must_kill(struct policy *p, bool not_responding)
 	thrashing += p->grown;
 
 	if (after_kill && free < low)
-		return "low after a kill";
+		return LOW_AFTER_KILL;
 	if (not_responding)
 		return "not responding";
 	if (p->swap_is_low && (thrashing > 100 || free < high))
@@ -729,7 +732,7 @@ static void tell_stalls(void)
 static void tell_kills(size_t need, int others)
 {
 	size_t held = 0;
-	int after = 0, early = 0, early_file = 0, innocent = 0;
+	int after = 0, early = 0, early_file = 0, innocent = 0, again = 0;
 	double above = 0, took = 0;
 
 	for (int i = 0; i < nr_kills; i++) {
@@ -743,6 +746,7 @@ static void tell_kills(size_t need, int others)
 		early += k->left >= lacking;
 		early_file += k->left + k->left_file >= lacking;
 		innocent += k->app != apps;
+		again += !strcmp(k->reason, LOW_AFTER_KILL);
 		held += k->held;
 		above += (k->above - k->begin) / 1e6;
 		took += k->took / 1e6;
@@ -758,6 +762,7 @@ static void tell_kills(size_t need, int others)
 		tell("- that did not leak", innocent);
 	else
 		tell("- after the last one needed", after);
+	tell("- since free memory was low after a kill", again);
 	tell("- before the dead had given up their memory", early);
 	tell("- the same with their page cache", early_file);
 	tell("MiB that they had", held / (double)MIB);
