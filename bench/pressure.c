@@ -276,7 +276,7 @@ static void end_app(struct app *a)
 	a->state = DEAD;
 }
 
-/* By whomever. */
+/* Killed by a daemon, or by us. */
 static bool has_died(const struct app *a)
 {
 	siginfo_t info = { 0 };

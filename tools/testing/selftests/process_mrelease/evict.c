@@ -397,13 +397,21 @@ static bool unlocked(struct victim *v)
 }
 
 /* Written through the mapping, and still mapped. */
-static bool mapped_and_synced(struct victim *v)
+static bool mapped_and_dirty(struct victim *v)
 {
 	char *file = touch(v, map_file(v, PROT_READ | PROT_WRITE, MAP_SHARED));
 
 	for (long i = 0; i < PAGES; i++)
 		fill_page(file + i * psize(), i, 1);
 	v->report->step = 1;
+	v->report->kept = PAGES;
+	return true;
+}
+
+static bool mapped_and_synced(struct victim *v)
+{
+	mapped_and_dirty(v);
+	v->report->kept = 0;
 	return !fsync(v->fd);
 }
 
@@ -564,6 +572,7 @@ FIXTURE_VARIANT_ADD(folios, ext4_small_locked) { ext4, small, locked };
 FIXTURE_VARIANT_ADD(folios, ext4_small_all_locked) { ext4, small, all_locked };
 FIXTURE_VARIANT_ADD(folios, ext4_small_all_locked_on_fault) { ext4, small, all_locked_on_fault };
 FIXTURE_VARIANT_ADD(folios, ext4_small_unlocked) { ext4, small, unlocked };
+FIXTURE_VARIANT_ADD(folios, ext4_small_mapped_and_dirty) { ext4, small, mapped_and_dirty };
 FIXTURE_VARIANT_ADD(folios, ext4_small_mapped_and_synced) { ext4, small, mapped_and_synced };
 FIXTURE_VARIANT_ADD(folios, ext4_small_written_and_synced) { ext4, small, written_and_synced };
 FIXTURE_VARIANT_ADD(folios, ext4_small_partly_copied) { ext4, small, partly_copied };
@@ -610,8 +619,10 @@ FIXTURE_VARIANT_ADD(folios, xfs_ahead_text) { xfs, ahead, text };
 FIXTURE_VARIANT_ADD(folios, xfs_large_just_read) { xfs, large, just_read };
 FIXTURE_VARIANT_ADD(folios, xfs_large_locked) { xfs, large, locked };
 FIXTURE_VARIANT_ADD(folios, xfs_large_middle) { xfs, large, middle };
+FIXTURE_VARIANT_ADD(folios, xfs_small_mapped_and_dirty) { xfs, small, mapped_and_dirty };
 FIXTURE_VARIANT_ADD(folios, xfs_small_mapped_and_synced) { xfs, small, mapped_and_synced };
 FIXTURE_VARIANT_ADD(folios, xfs_small_written_and_synced) { xfs, small, written_and_synced };
+FIXTURE_VARIANT_ADD(folios, xfs_large_mapped_and_dirty) { xfs, large, mapped_and_dirty };
 FIXTURE_VARIANT_ADD(folios, xfs_large_mapped_and_synced) { xfs, large, mapped_and_synced };
 FIXTURE_VARIANT_ADD(folios, xfs_large_written_and_synced) { xfs, large, written_and_synced };
 FIXTURE_VARIANT_ADD(folios, xfs_huge_just_read) { xfs, huge, just_read };
@@ -623,6 +634,7 @@ FIXTURE_VARIANT_ADD(folios, btrfs_ahead_text) { btrfs, ahead, text };
 FIXTURE_VARIANT_ADD(folios, btrfs_large_just_read) { btrfs, large, just_read };
 FIXTURE_VARIANT_ADD(folios, btrfs_large_locked) { btrfs, large, locked };
 FIXTURE_VARIANT_ADD(folios, btrfs_large_middle) { btrfs, large, middle };
+FIXTURE_VARIANT_ADD(folios, btrfs_small_mapped_and_dirty) { btrfs, small, mapped_and_dirty };
 FIXTURE_VARIANT_ADD(folios, btrfs_small_mapped_and_synced) { btrfs, small, mapped_and_synced };
 FIXTURE_VARIANT_ADD(folios, btrfs_small_written_and_synced) { btrfs, small, written_and_synced };
 FIXTURE_VARIANT_ADD(folios, btrfs_large_mapped_and_synced) { btrfs, large, mapped_and_synced };
@@ -632,6 +644,7 @@ FIXTURE_VARIANT_ADD(folios, f2fs_small_just_read) { f2fs, small, just_read };
 FIXTURE_VARIANT_ADD(folios, f2fs_small_locked) { f2fs, small, locked };
 FIXTURE_VARIANT_ADD(folios, f2fs_ahead_just_read) { f2fs, ahead, just_read };
 FIXTURE_VARIANT_ADD(folios, f2fs_ahead_text) { f2fs, ahead, text };
+FIXTURE_VARIANT_ADD(folios, f2fs_small_mapped_and_dirty) { f2fs, small, mapped_and_dirty };
 FIXTURE_VARIANT_ADD(folios, f2fs_small_mapped_and_synced) { f2fs, small, mapped_and_synced };
 FIXTURE_VARIANT_ADD(folios, f2fs_small_written_and_synced) { f2fs, small, written_and_synced };
 FIXTURE_VARIANT_ADD(folios, f2fs_ahead_mapped_and_synced) { f2fs, ahead, mapped_and_synced };
@@ -667,6 +680,7 @@ FIXTURE_VARIANT_ADD(folios, erofs_lz4_huge_just_read) { erofs_lz4, huge, just_re
 
 FIXTURE_VARIANT_ADD(folios, v9fs_small_just_read) { v9fs, small, just_read };
 FIXTURE_VARIANT_ADD(folios, v9fs_small_locked) { v9fs, small, locked };
+FIXTURE_VARIANT_ADD(folios, v9fs_small_mapped_and_dirty) { v9fs, small, mapped_and_dirty };
 FIXTURE_VARIANT_ADD(folios, v9fs_small_mapped_and_synced) { v9fs, small, mapped_and_synced };
 FIXTURE_VARIANT_ADD(folios, v9fs_small_written_and_synced) { v9fs, small, written_and_synced };
 FIXTURE_VARIANT_ADD(folios, v9fs_ahead_just_read) { v9fs, ahead, just_read };
