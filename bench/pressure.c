@@ -6,15 +6,15 @@
  *
  * The killer has LMKD's policy: when it looks, when it kills, which program, and how
  * long it waits for a kill to be over, TIMEOUT milliseconds at most (LMKD's default is
- * 100). The ways differ in two things only: the system calls, and that the return of
- * the one call is the end of the kill, as is the victim's exit in both ways. All
+ * 100). The ways differ in the system calls only. A kill is over when the victim has
+ * exited and, with the one call, also when the call has returned. All
  * background programs are ones that LMKD calls cached, so the limits that it has for
  * perceptible ones are not here; all properties have LMKD's defaults.
  *
  * phone: twelve programs. restart: each is started again when it has been killed.
- * shared: they have no file that is not mapped by all. server: eight containers, and
- * one that leaks. short: four idle programs, of which one must be killed: what they have
- * mapped of their files is all that is cached of these.
+ * shared: all map the same file, and have none of their own. server: eight containers,
+ * and one that leaks. short: four idle programs, of which one must be killed; only the
+ * mapped pages of their files are cached.
  */
 #include "kill.h"
 
@@ -416,7 +416,7 @@ static void read_counters(struct counters *c)
 
 /* The killer */
 
-/* The one of this episode: a way, or a program, which goes its own. */
+/* Of this episode: a way, or the path of a daemon. */
 static const char *killer;
 
 struct kill {

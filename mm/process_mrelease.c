@@ -352,7 +352,7 @@ static void kill_mm_user(struct task_struct *p)
  *
  * From then on until its signal is queued, the task_lock() of a thread that uses
  * the mm keeps execve() and exit_mm() of that thread from dropping the mm. The
- * references in @victim keep exit_mmap() from unmapping beside the caller.
+ * references in @victim keep exit_mmap() from unmapping concurrently.
  *
  * A caller can be starved as soon as the locks are dropped. The OOM killer
  * waits for the memory of an OOM victim, so the OOM reaper is queued before.

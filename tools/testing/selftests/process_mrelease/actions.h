@@ -174,7 +174,7 @@ static inline int unmap_and_lock(void)
 	return 0;
 }
 
-/* From one page to the next, because the offset in the page table changes. */
+/* Move by one page, so that the offset in the page table changes. */
 static inline int move_mapping(void)
 {
 	char *from = map_area(AREA), *to = map_area(AREA + 1) + psize(), *tmp;
@@ -296,7 +296,7 @@ static inline void *exec_self(void *unused)
 	_exit(1);
 }
 
-/* From the leader or from another thread. The program's main() calls exec_loop(). */
+/* The leader or another thread executes the program again. Its main() calls exec_loop(). */
 static inline int exec_loop(void)
 {
 	pthread_t thread;
