@@ -176,16 +176,19 @@ static unsigned long pages_left(struct mm_struct *mm)
 /*
  * A thread of the victim in munmap() has detached VMAs that the reaper does not
  * find any more, and holds mmap_lock until it has unmapped them. Return true if
- * that can be the reason why more than the pages in @keep is mapped.
+ * that can be the reason why more is mapped than the folios in @keep, which may be
+ * huge.
  */
 static bool unmapping_elsewhere(struct mm_struct *mm, struct xarray *keep)
 {
+	const unsigned long kept = IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) ?
+				   HPAGE_PMD_NR : 1;
 	unsigned long index, left = get_mm_counter_sum(mm, MM_ANONPAGES) +
 				    get_mm_counter_sum(mm, MM_SWAPENTS);
 	void *entry;
 
 	xa_for_each(keep, index, entry)
-		left -= !!left;
+		left -= min(left, kept);
 
 	return left && rwsem_is_locked(&mm->mmap_lock);
 }

@@ -559,7 +559,8 @@ static const struct {
 	{ "nr_page_table_pages", 64 },
 	{ "nr_mlock" }, { "nr_isolated_anon" }, { "nr_isolated_file" },
 	[LRU] = { "anonymous and unevictable pages in LRU lists", CHUNK },
-	[SWAP] = { "KiB of swap", 256 },
+	/* Linux 6.12 keeps 64 free swap slots for each CPU. */
+	[SWAP] = { "KiB of swap", 2048 },
 	[HUGE_PAGES] = { "huge pages" },
 	[TASKS] = { "tasks", 16 },
 	/* With the lists of each CPU and KASAN's quarantine, 1/32 of the memory */
