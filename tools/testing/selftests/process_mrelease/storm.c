@@ -7,7 +7,8 @@
  *
  * Checked in each round: all sharers die and all other processes live; no byte of a file
  * or of a living process is lost; the memory is free when the call returns 0, if it was
- * the victim's own and no reclaim was at work. At the end, no page, swap slot, page table, cgroup or task is left over.
+ * the victim's own and no reclaim was at work. At the end, no page, swap slot, page table,
+ * cgroup or task is left over.
  */
 #define _GNU_SOURCE
 #include <stdatomic.h>
