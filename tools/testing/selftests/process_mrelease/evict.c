@@ -680,7 +680,6 @@ FIXTURE_VARIANT_ADD(folios, erofs_lz4_huge_just_read) { erofs_lz4, huge, just_re
 
 FIXTURE_VARIANT_ADD(folios, v9fs_small_just_read) { v9fs, small, just_read };
 FIXTURE_VARIANT_ADD(folios, v9fs_small_locked) { v9fs, small, locked };
-FIXTURE_VARIANT_ADD(folios, v9fs_small_mapped_and_dirty) { v9fs, small, mapped_and_dirty };
 FIXTURE_VARIANT_ADD(folios, v9fs_small_mapped_and_synced) { v9fs, small, mapped_and_synced };
 FIXTURE_VARIANT_ADD(folios, v9fs_small_written_and_synced) { v9fs, small, written_and_synced };
 FIXTURE_VARIANT_ADD(folios, v9fs_ahead_just_read) { v9fs, ahead, just_read };
