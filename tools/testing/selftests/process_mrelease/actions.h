@@ -188,6 +188,45 @@ static inline int move_mapping(void)
 	return 0;
 }
 
+/*
+ * Move memory down, past other memory, to where a mapping of a file is unmapped before,
+ * which takes long. A reaper that comes by meanwhile finds nothing there, and later
+ * nothing above.
+ */
+static char *long_area;
+static int long_fd;
+
+static inline void map_long_file(void)
+{
+	if (mmap(long_area, AREA * psize(), PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_FIXED | MAP_POPULATE, long_fd, 0) == MAP_FAILED)
+		_exit(1);
+}
+
+static inline void map_long_area(void)
+{
+	long_area = map_area(10 * AREA);
+	long_fd = make_memfd();
+	/* What is moved must not be merged with what is between. */
+	if (ftruncate(long_fd, AREA * psize()) ||
+	    mprotect(long_area + AREA * psize(), 8 * AREA * psize(), PROT_READ))
+		_exit(1);
+	map_long_file();
+}
+
+static inline int move_past_reaper(void)
+{
+	const long len = AREA * psize();
+	char *low = long_area, *high = low + 9 * len;
+
+	for (;;) {
+		map_long_file();
+		mremap(high, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, low);
+		mremap(low, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, high);
+	}
+	return 0;
+}
+
 static inline int collapse(void)
 {
 	char *p = map_area(4 * HUGE / psize());

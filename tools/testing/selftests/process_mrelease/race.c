@@ -291,6 +291,7 @@ FIXTURE(race) {
 };
 
 FIXTURE_VARIANT(race) {
+	void (*setup)(void);
 	int (*action)(void);
 	bool exec;		/* the mm is replaced */
 	bool old_mm_survives;	/* sharers of the old mm survive */
@@ -362,6 +363,12 @@ FIXTURE_VARIANT_ADD(race, threads_two_cpus) {
 	.two_cpus = true,
 };
 
+FIXTURE_VARIANT_ADD(race, mremap_two_cpus) {
+	.setup = map_long_area,
+	.action = move_past_reaper,
+	.two_cpus = true,
+};
+
 FIXTURE_SETUP(race)
 {
 	set_up(_metadata, &self->env, true, RACE_PAGES);
@@ -374,7 +381,9 @@ FIXTURE_TEARDOWN(race)
 
 TEST_F_TIMEOUT(race, memory_is_free, TIMEOUT)
 {
-	struct spec spec = { .action = variant->action, .cpus = &there };
+	struct spec spec = {
+		.setup = variant->setup, .action = variant->action, .cpus = &there,
+	};
 	struct timespec begin;
 	struct usage usage;
 	unsigned int delay = 100;

@@ -3,7 +3,8 @@
  * A storm of kills. Each of SLOTS processes starts victims of random kinds and kills
  * them in random ways, while bystanders read, write, punch, truncate and map the same
  * files. All choices follow from $SEED, except those of the scheduler. The storm lasts for
- * $SECONDS, 10 by default. With $ROUND, one slot does that round again and again.
+ * $SECONDS, 10 by default. With $ROUND, one slot does that round again and again. With
+ * $FAULTS, that percentage of the allocations in the call fails.
  *
  * Checked in each round: all sharers die and all other processes live; no byte of a file
  * or of a living process is lost; the memory is free when the call returns 0, if it was
@@ -39,6 +40,7 @@ struct kind {
 	bool dumps;	/* may die of SIGSEGV */
 	bool survivor;	/* procs[1] is no sharer */
 	bool robust;
+	bool writes;	/* to its file, while it is killed */
 };
 
 /* What one round does. */
@@ -59,10 +61,12 @@ static struct shared {
 		atomic_ulong round;
 		atomic_long began;
 		atomic_int pid;
+		atomic_uint synced;	/* version that a writer has in its file */
 	} slot[SLOTS];
 	pthread_mutex_t robust[SLOTS];
 } *shared;
 
+static const char *faults;
 static unsigned long seed;
 static uint64_t random_state;
 static int slot, shared_fd[BYSTANDERS];
@@ -86,6 +90,49 @@ static unsigned int pick(unsigned int n)
 /*
  * Victims.
  */
+static void path_of_slot(char *path, const char *suffix)
+{
+	snprintf(path, PATH_MAX, "%s/mrelease.%d%s", getenv("TMPDIR") ?: "/var/tmp", slot, suffix);
+}
+
+static void unlink_files(void)
+{
+	char path[PATH_MAX];
+
+	path_of_slot(path, "");
+	unlink(path);
+	path_of_slot(path, ".new");
+	unlink(path);
+}
+
+/* Write one version after the other to the pages of the file, and replace another file. */
+static int write_loop(void)
+{
+	char page[psize()], path[PATH_MAX], new[PATH_MAX];
+	int fd;
+
+	path_of_slot(path, "");
+	path_of_slot(new, ".new");
+	for (unsigned int v = victim.version % 250 + 1;; v = v % 250 + 1) {
+		for (long i = 0; i < DIRTY; i++) {
+			fill_page(page, CLEAN + i, v);
+			pwrite(mm.fd, page, psize(), (CLEAN + i) * psize());
+		}
+		fd = open(new, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+		for (unsigned int i = 0; i < v; i++)
+			write(fd, page, psize() - i);
+		if (fsync(mm.fd) || fsync(fd))
+			_exit(1);
+		shared->slot[slot].synced = v;
+		close(fd);
+		if (v % 4)
+			rename(new, path);
+		else
+			unlink(path);
+	}
+	return 0;
+}
+
 static void *lock_robust(void *locked)
 {
 	pthread_mutex_lock(&shared->robust[slot]);
@@ -142,6 +189,7 @@ static const struct kind kinds[] = {
 	{ "exec_loop", { .action = exec_loop }, .late = true },
 	{ "unmap_and_lock", { .action = unmap_and_lock } },
 	{ "mremap", { .action = move_mapping } },
+	{ "mremap_down", { .setup = map_long_area, .action = move_past_reaper } },
 	{ "collapse", { .action = collapse }, .held = 2 * HUGE },
 	{ "userfaultfd", { .setup = register_area, .action = fault_in_userspace } },
 	{ "UFFDIO_MOVE", { .setup = register_area, .action = move_pages_by_uffd } },
@@ -155,6 +203,7 @@ static const struct kind kinds[] = {
 	{ "hugetlb", { .setup = map_hugetlb } },
 	{ "swapped", { .setup = swap_out }, is_swapped },
 	{ "robust_futex", { .setup = lock_in_thread }, .robust = true },
+	{ "writer", { .action = write_loop }, .writes = true },
 };
 
 #define NR_KINDS	(sizeof(kinds) / sizeof(*kinds))
@@ -193,14 +242,19 @@ struct result {
 
 static struct result call_with_flag(void)
 {
+	int fault = faults ? open("/proc/thread-self/make-it-fail", O_WRONLY | O_CLOEXEC) : -1;
 	struct result r;
 
+	errno = 0;	/* a write that must not fault from here on */
 	for (int i = 0; i < 10; i++) {
+		write(fault, "1", 1);
 		r.error = mrelease(procs[0].pidfd, PROCESS_MRELEASE_REAP_KILL);
-		if (r.error != EAGAIN)
+		write(fault, "0", 1);
+		if (r.error != EAGAIN && (!faults || r.error != ENOMEM))
 			break;
 		shared->again++;
 	}
+	close(fault);
 	r.cache = cached_in(slot_env.fd, 0, CLEAN * psize());
 	r.anon = anon_charge(&slot_env);
 	r.swap = swap_used(&slot_env);
@@ -288,6 +342,29 @@ static void check_pages(struct __test_metadata *_metadata, int fd)
 	}
 }
 
+/*
+ * A write may end in the middle of a page, as after any SIGKILL. Each byte is of the
+ * version that the writer had synced, or of the next one. Go on from a known version.
+ */
+static void check_written(struct __test_metadata *_metadata, int fd)
+{
+	const unsigned int synced = shared->slot[slot].synced ?: victim.version;
+	char page[psize()], old[psize()], new[psize()];
+
+	for (long i = 0; i < DIRTY; i++) {
+		ASSERT_EQ(psize(), pread(fd, page, psize(), (CLEAN + i) * psize()));
+		fill_page(old, CLEAN + i, synced);
+		fill_page(new, CLEAN + i, synced % 250 + 1);
+		for (long j = 0; j < psize(); j++) {
+			ASSERT_TRUE(page[j] == old[j] || page[j] == new[j]) {
+				TH_LOG("byte %ld of page %ld is lost, version %u", j, i, synced);
+			}
+		}
+		ASSERT_EQ(psize(), pwrite(fd, old, psize(), (CLEAN + i) * psize()));
+		version_of[i] = synced;
+	}
+}
+
 /* What is charged to the cgroup and belongs to no file, mapped or not, in bytes. */
 static long charged_pages(void)
 {
@@ -346,6 +423,20 @@ static void choose_round(unsigned long nr)
 	} while (1UL << (victim.kind - kinds) & shared->unsupported);
 }
 
+/*
+ * A bystander that reads smaps can hold the mm of the last victim for a while, with its
+ * mapping of the file if that victim was not killed by the call.
+ */
+static void drop_clean_pages(struct __test_metadata *_metadata)
+{
+	for (int i = 0; i < 5000 && cached_in(slot_env.fd, 0, CLEAN * psize()); i++) {
+		if (i)
+			usleep(1000);
+		posix_fadvise(slot_env.fd, 0, CLEAN * psize(), POSIX_FADV_DONTNEED);
+	}
+	ASSERT_EQ(0, cached_in(slot_env.fd, 0, CLEAN * psize()));
+}
+
 static void run_round(struct __test_metadata *_metadata)
 {
 	const struct kind *kind = victim.kind;
@@ -356,7 +447,9 @@ static void run_round(struct __test_metadata *_metadata)
 	int status;
 	void *ret;
 
+	drop_clean_pages(_metadata);
 	spec.setup = set_up_victim;
+	shared->slot[slot].synced = 0;
 	ok = start(_metadata, &slot_env, &spec);
 	/* A parent in vfork() has not run its setup. */
 	for (long i = 0; i < DIRTY && !(spec.sharer & CLONE_VFORK); i++)
@@ -407,6 +500,8 @@ static void run_round(struct __test_metadata *_metadata)
 			ASSERT_EQ(EOWNERDEAD, (long)ret);
 	}
 	check_gone(_metadata);
+	if (kind->writes)
+		check_written(_metadata, slot_env.fd);
 	check_pages(_metadata, slot_env.fd);
 	if (!pick(8)) {
 		/* A leaked reference keeps a page cached, but so does drop_caches for a while. */
@@ -450,6 +545,7 @@ static void run_slot(struct __test_metadata *_metadata, const char *only)
 	ASSERT_EQ(0, memory_stat(&slot_env, "pagetables"));
 	ASSERT_EQ(0, rmdir(slot_env.cgroup));
 	slot_env.cgroup_fd = 0;
+	unlink_files();
 	_exit(!__test_passed(_metadata));
 }
 
@@ -629,8 +725,9 @@ FIXTURE_SETUP(storm)
 static void tell_round(struct __test_metadata *_metadata, unsigned long nr)
 {
 	choose_round(nr);
-	TH_LOG("round %lu: %s, %s%s; again: SEED=%lu ROUND=%lu ./storm", nr, victim.kind->name,
-	       victim.flag ? "the call and " : "", other_name[victim.other], seed, nr);
+	TH_LOG("round %lu: %s, %s%s; again: SEED=%lu ROUND=%lu%s%s ./storm", nr,
+	       victim.kind->name, victim.flag ? "the call and " : "", other_name[victim.other],
+	       seed, nr, faults ? " FAULTS=" : "", faults ?: "");
 }
 
 FIXTURE_TEARDOWN(storm)
@@ -646,6 +743,7 @@ static void tear_down_slot(bool in_parent, struct __test_metadata *_metadata, vo
 {
 	if (slot < SLOTS)
 		tell_round(_metadata, victim.nr);
+	unlink_files();
 	tear_down(&slot_env);
 }
 
@@ -688,6 +786,9 @@ TEST_F_TIMEOUT(storm, loses_nothing, 100000)
 	pid_t children[SLOTS + BYSTANDERS] = { };
 	bool ok = true;
 
+	faults = getenv("FAULTS");
+	if (faults && !enable_faults(faults))
+		SKIP(return, "FAULTS: needs CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC");
 	seed = getenv("SEED") ? strtoul(getenv("SEED"), NULL, 0) : time(NULL);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		      -1, 0);

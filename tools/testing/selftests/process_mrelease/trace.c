@@ -4,10 +4,9 @@
  * process_mrelease(PROCESS_MRELEASE_REAP_KILL).
  */
 #define _GNU_SOURCE
-#include <linux/audit.h>
-#include <linux/netlink.h>
 #include <poll.h>
 
+#include "audit.h"
 #include "victim.h"
 
 #ifndef KILL_MRELEASE
@@ -168,65 +167,10 @@ TEST_F_TIMEOUT(report, trace_events_and_counters, TIMEOUT)
 	close_victim(&v);
 }
 
-/* Open a socket for audit requests, or for audit records with @groups; or -1. */
-static int open_audit(unsigned int groups)
-{
-	const struct sockaddr_nl address = { .nl_family = AF_NETLINK, .nl_groups = groups };
-	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_AUDIT);
-
-	if (fd >= 0 && bind(fd, (const struct sockaddr *)&address, sizeof(address))) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
-/* Return 0 or the value of errno. */
-static int request(int audit, int type, const void *data, size_t len)
-{
-	struct {
-		struct nlmsghdr head;
-		char data[2048];
-	} msg = { .head = {
-		.nlmsg_len = NLMSG_LENGTH(len), .nlmsg_type = type,
-		.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK,
-	} };
-	const struct nlmsgerr *answer = NLMSG_DATA(&msg.head);
-
-	memcpy(NLMSG_DATA(&msg.head), data, len);
-	if (send(audit, &msg, msg.head.nlmsg_len, 0) < 0)
-		return errno;
-	if (recv(audit, &msg, sizeof(msg), 0) < 0)
-		return errno;
-	return msg.head.nlmsg_type == NLMSG_ERROR ? -answer->error : EPROTO;
-}
-
-/* Return true if auditing is enabled already. */
-static bool is_in_use(int audit)
-{
-	struct {
-		struct nlmsghdr head;
-		struct audit_status status;
-	} msg = { .head = {
-		.nlmsg_len = NLMSG_LENGTH(0), .nlmsg_type = AUDIT_GET,
-		.nlmsg_flags = NLM_F_REQUEST,
-	} };
-
-	return send(audit, &msg, msg.head.nlmsg_len, 0) < 0 ||
-	       recv(audit, &msg, sizeof(msg), 0) < 0 ||
-	       msg.head.nlmsg_type != AUDIT_GET || msg.status.enabled;
-}
-
 /* With an audit rule for the call, all targets of the signal are recorded. */
 TEST_F_TIMEOUT(report, audit_records, TIMEOUT)
 {
 	const struct spec spec = { .anon = PAGES, .sharer = true };
-	const int nr = __NR_process_mrelease;
-	struct audit_status status = { .mask = AUDIT_STATUS_ENABLED, .enabled = 1 };
-	struct audit_rule_data rule = {
-		.flags = AUDIT_FILTER_EXIT, .action = AUDIT_ALWAYS,
-		.mask[AUDIT_WORD(nr)] = AUDIT_BIT(nr),
-	};
 	struct pollfd log = { open_audit(1 << (AUDIT_NLGRP_READLOG - 1)), POLLIN, 0 };
 	int audit = open_audit(0), ret, seen = 0;
 	char record[2048], *opid;
@@ -235,10 +179,8 @@ TEST_F_TIMEOUT(report, audit_records, TIMEOUT)
 
 	if (log.fd < 0 || audit < 0)
 		SKIP(return, "needs CONFIG_AUDIT");
-	if (is_in_use(audit))
+	if (!start_audit(_metadata, audit))
 		SKIP(return, "auditing is in use");
-	ASSERT_EQ(0, request(audit, AUDIT_SET, &status, sizeof(status)));
-	ASSERT_EQ(0, request(audit, AUDIT_ADD_RULE, &rule, sizeof(rule)));
 	spawn(_metadata, &self->env, &spec, &v);
 	/* Tasks from before auditing was enabled have no audit context. */
 	pid = fork();
@@ -258,10 +200,7 @@ TEST_F_TIMEOUT(report, audit_records, TIMEOUT)
 		seen |= (atoi(opid + 5) == v.sharer.pid) << 1;
 	}
 	EXPECT_EQ(3, seen);
-	status.enabled = 0;
-	EXPECT_EQ(0, request(audit, AUDIT_DEL_RULE, &rule, sizeof(rule)));
-	EXPECT_EQ(0, request(audit, AUDIT_SET, &status, sizeof(status)));
-	close(audit);
+	stop_audit(_metadata, audit);
 	close(log.fd);
 	EXPECT_EQ(SIGKILL, wait_termsig(v.proc.pid));
 	EXPECT_EQ(SIGKILL, wait_termsig(v.sharer.pid));

@@ -227,6 +227,36 @@ static inline bool write_text(int dir, const char *name, const char *text)
 	return ok;
 }
 
+/*
+ * Let allocations of all kinds fail in the tasks that ask for it, by make-it-fail, with
+ * a probability of @percent, or by fail-nth.
+ */
+static inline bool enable_faults(const char *percent)
+{
+	static const char * const dirs[] = {
+		"/sys/kernel/debug/failslab", "/sys/kernel/debug/fail_page_alloc",
+	};
+	const char * const settings[][2] = {
+		{ "probability", percent }, { "interval", "1" }, { "times", "-1" },
+		{ "task-filter", "Y" }, { "ignore-gfp-wait", "N" }, { "verbose", "0" },
+		/* of fail_page_alloc only */
+		{ "ignore-gfp-highmem", "N" }, { "min-order", "0" },
+	};
+
+	for (int i = 0; i < 2; i++) {
+		int dir = open(dirs[i], O_PATH | O_CLOEXEC);
+
+		if (dir < 0)
+			return false;
+		for (int j = 0; j < (i ? 8 : 6); j++) {
+			if (!write_text(dir, settings[j][0], settings[j][1]))
+				return false;
+		}
+		close(dir);
+	}
+	return true;
+}
+
 static inline long read_number(int dir, const char *name)
 {
 	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
