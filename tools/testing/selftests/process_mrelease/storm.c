@@ -656,7 +656,8 @@ static const struct {
 	/* With those of the kernel stacks, which are never freed */
 	{ "nr_page_table_pages", 64 },
 	{ "nr_mlock" }, { "nr_isolated_anon" }, { "nr_isolated_file" },
-	[LRU] = { "anonymous and unevictable pages in LRU lists", CHUNK },
+	/* With what was being written to swap when its process exited */
+	[LRU] = { "anonymous and unevictable pages in LRU lists", 4 * CHUNK },
 	/* Linux 6.12 keeps 64 free swap slots for each CPU. */
 	[SWAP] = { "KiB of swap", 2048 },
 	[HUGE_PAGES] = { "huge pages" },
