@@ -27,7 +27,7 @@ check-all:	## make check for all kernels, architectures, configurations: hours
 configs:	## our selftests without SWAP, SMP, ..., with NUMA, PREEMPT, PREEMPT_RT
 	@ARCH= CONFIGS="$${CONFIGS:-noswap nosmp nothp nomemcg numa preempt rt}" scripts/check
 
-fire:		## a storm of kills on kernels that find mistakes (CONFIGS= SEED= HOURS=)
+fire:		## a storm of kills on kernels that find mistakes (STORMS= SEED= HOURS=)
 	@scripts/fire
 
 mutants:	## breaks the kernel code in many ways: each is caught by a test

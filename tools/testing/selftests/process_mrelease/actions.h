@@ -189,9 +189,9 @@ static inline int move_mapping(void)
 }
 
 /*
- * Move memory down, past other memory, to where a mapping of a file is unmapped before,
- * which takes long. A reaper that comes by meanwhile finds nothing there, and later
- * nothing above.
+ * mremap() unmaps the file at the destination first, which takes long. A reaper walks
+ * upwards: it passes the destination before the memory arrives there, and comes to the
+ * source when the memory has left.
  */
 static char *long_area;
 static int long_fd;

@@ -31,7 +31,7 @@ static inline int open_audit(unsigned int groups)
 }
 
 /* Return 0 or the value of errno. */
-static inline int request(int audit, int type, const void *data, size_t len)
+static inline int audit_request(int audit, int type, const void *data, size_t len)
 {
 	struct {
 		struct nlmsghdr head;
@@ -50,8 +50,8 @@ static inline int request(int audit, int type, const void *data, size_t len)
 	return msg.head.nlmsg_type == NLMSG_ERROR ? -answer->error : EPROTO;
 }
 
-/* Return true if auditing is enabled already. */
-static inline bool is_in_use(int audit)
+/* Return true if auditing is enabled already, or does not answer. */
+static inline bool audit_in_use(int audit)
 {
 	struct {
 		struct nlmsghdr head;
@@ -72,10 +72,10 @@ static inline bool start_audit(struct __test_metadata *_metadata, int audit)
 	const struct audit_status status = { .mask = AUDIT_STATUS_ENABLED, .enabled = 1 };
 	const struct audit_rule_data rule = AUDIT_RULE;
 
-	if (is_in_use(audit))
+	if (audit_in_use(audit))
 		return false;
-	ASSERT_EQ(0, request(audit, AUDIT_SET, &status, sizeof(status)));
-	ASSERT_EQ(0, request(audit, AUDIT_ADD_RULE, &rule, sizeof(rule)));
+	ASSERT_EQ(0, audit_request(audit, AUDIT_SET, &status, sizeof(status)));
+	ASSERT_EQ(0, audit_request(audit, AUDIT_ADD_RULE, &rule, sizeof(rule)));
 	return true;
 }
 
@@ -84,8 +84,8 @@ static inline void stop_audit(struct __test_metadata *_metadata, int audit)
 	const struct audit_status status = { .mask = AUDIT_STATUS_ENABLED };
 	const struct audit_rule_data rule = AUDIT_RULE;
 
-	EXPECT_EQ(0, request(audit, AUDIT_DEL_RULE, &rule, sizeof(rule)));
-	EXPECT_EQ(0, request(audit, AUDIT_SET, &status, sizeof(status)));
+	EXPECT_EQ(0, audit_request(audit, AUDIT_DEL_RULE, &rule, sizeof(rule)));
+	EXPECT_EQ(0, audit_request(audit, AUDIT_SET, &status, sizeof(status)));
 	close(audit);
 }
 

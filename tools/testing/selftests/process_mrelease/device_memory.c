@@ -339,7 +339,7 @@ TEST_F_TIMEOUT(device, notifier_would_block, TIMEOUT)
 		close(pidfd);
 	}
 	/* A kernel without preemption does not interrupt the reader that holds the lock. */
-	if (!seen)
+	if (!seen && __test_passed(_metadata))
 		SKIP(return, "the notifier never blocked");
 }
 

@@ -12,16 +12,23 @@
 
 #define NO_FAULTS	"needs CONFIG_FAULT_INJECTION, FAILSLAB and FAIL_PAGE_ALLOC"
 #define FAILED		0x80	/* an allocation of the caller has failed */
+#define NOT_COUNTED	0xff
+#define SHARERS		5
 
 static int sleep_in_group(void *unused)
 {
 	return sleep_forever(NULL);
 }
 
-static void make_five_sharers(void)
+static void make_more_sharers(void)
 {
-	for (int i = 0; i < 5; i++)
+	for (int i = 0; i < SHARERS; i++)
 		run_in_mm(sleep_in_group, 0, SIGCHLD);
+}
+
+static void write_to_swap(void)
+{
+	page_out(mm.anon, PAGES * psize());
 }
 
 /* The list has one futex, in a small page of its own. */
@@ -54,12 +61,12 @@ FIXTURE_VARIANT(faults) {
 FIXTURE_VARIANT_ADD(faults, idle) { };
 
 FIXTURE_VARIANT_ADD(faults, sharers) {
-	.spec = { .setup = make_five_sharers },
+	.spec = { .setup = make_more_sharers },
 	.error = ENOMEM,
 };
 
 FIXTURE_VARIANT_ADD(faults, audited_sharers) {
-	.spec = { .setup = make_five_sharers },
+	.spec = { .setup = make_more_sharers },
 	.audit = true,
 	.error = ENOMEM,
 };
@@ -70,7 +77,7 @@ FIXTURE_VARIANT_ADD(faults, robust_futex) {
 };
 
 FIXTURE_VARIANT_ADD(faults, swapped) {
-	.spec = { .setup = swap_out },
+	.spec = { .setup = write_to_swap },
 };
 
 FIXTURE_VARIANT_ADD(faults, io_uring) {
@@ -103,29 +110,56 @@ FIXTURE_TEARDOWN(faults)
 }
 
 /* In a task of its own, for audit: the error of a call whose allocation @nr fails. */
-static int call_with_fault(int nr)
+static int call_with_fault(struct __test_metadata *_metadata, int nr)
 {
-	char text[16];
+	char text[16], left[16] = "";
 	int status, error;
 	pid_t pid = fork();
 
+	ASSERT_LE(0, pid);
 	if (!pid) {
 		int fd = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+		int len = snprintf(text, sizeof(text), "%d", nr);
 
-		dprintf(fd, "%d", nr);
+		/* Page faults are over when the allocations are counted. */
+		if (mrelease(-1, PROCESS_MRELEASE_REAP_KILL) != EBADF ||
+		    pread(fd, left, sizeof(left) - 1, 0) < 1 || write(fd, text, len) != len)
+			_exit(NOT_COUNTED);
 		error = mrelease(procs[0].pidfd, PROCESS_MRELEASE_REAP_KILL);
 		/* The file tells how many are left. */
-		text[pread(fd, text, sizeof(text) - 1, 0)] = 0;
-		dprintf(fd, "0");
-		_exit(error | (atoi(text) ? 0 : FAILED));
+		pread(fd, left, sizeof(left) - 1, 0);
+		pwrite(fd, "0", 1, 0);
+		_exit(error | (atoi(left) ? 0 : FAILED));
 	}
-	waitpid(pid, &status, 0);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	ASSERT_NE(NOT_COUNTED, WEXITSTATUS(status));
+	return WEXITSTATUS(status);
+}
+
+static bool start_victim(struct __test_metadata *_metadata, struct _test_data_faults *self,
+			 const struct _fixture_variant_faults *variant)
+{
+	return start(_metadata, &self->env, &variant->spec) &&
+	       (variant->spec.setup != write_to_swap || measure(&self->env).swap);
+}
+
+static int count_procs(const struct env *env)
+{
+	FILE *procs = fdopen(openat(env->cgroup_fd, "cgroup.procs", O_RDONLY), "r");
+	int nr = 0, pid;
+
+	while (procs && fscanf(procs, "%d", &pid) == 1)
+		nr++;
+	if (procs)
+		fclose(procs);
+	return nr;
 }
 
 /* A call has failed with ENOMEM, and has done nothing. */
 static void call_again(struct __test_metadata *_metadata, const struct env *env)
 {
+	ASSERT_EQ(SHARERS + 1, count_procs(env));
 	ASSERT_TRUE(is_intact(&procs[0]));
 	check_memory_used(_metadata, env);
 	ASSERT_EQ(0, mrelease(procs[0].pidfd, PROCESS_MRELEASE_REAP_KILL));
@@ -136,10 +170,10 @@ TEST_F_TIMEOUT(faults, each_allocation, TIMEOUT)
 	int nr, ret, nothing_done = 0;
 
 	for (nr = 1;; nr++) {
-		if (!start(_metadata, &self->env, &variant->spec))
+		if (!start_victim(_metadata, self, variant))
 			SKIP(return, NO_SUPPORT);
 		check_memory_used(_metadata, &self->env);
-		ret = call_with_fault(nr);
+		ret = call_with_fault(_metadata, nr);
 		if ((ret & ~FAILED) == ENOMEM) {
 			nothing_done++;
 			call_again(_metadata, &self->env);
@@ -154,7 +188,7 @@ TEST_F_TIMEOUT(faults, each_allocation, TIMEOUT)
 	TH_LOG("%d allocations, %d of them before the kill", nr - 1, nothing_done);
 	/* One for the signal, at least */
 	EXPECT_LT(1, nr);
-	/* An xarray tries twice. */
+	/* xa_store() tries twice, so one failure is not enough. */
 	EXPECT_EQ(variant->audit, !!nothing_done);
 }
 
@@ -174,7 +208,7 @@ TEST_F_TIMEOUT(faults, all_allocations, TIMEOUT)
 {
 	int ret;
 
-	if (!start(_metadata, &self->env, &variant->spec))
+	if (!start_victim(_metadata, self, variant))
 		SKIP(return, NO_SUPPORT);
 	ASSERT_TRUE(enable_faults("100"));
 	ret = call_with_faults();

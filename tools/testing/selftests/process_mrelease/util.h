@@ -239,22 +239,21 @@ static inline bool enable_faults(const char *percent)
 	const char * const settings[][2] = {
 		{ "probability", percent }, { "interval", "1" }, { "times", "-1" },
 		{ "task-filter", "Y" }, { "ignore-gfp-wait", "N" }, { "verbose", "0" },
-		/* of fail_page_alloc only */
-		{ "ignore-gfp-highmem", "N" }, { "min-order", "0" },
 	};
+	bool ok = true;
+	int dir;
 
-	for (int i = 0; i < 2; i++) {
-		int dir = open(dirs[i], O_PATH | O_CLOEXEC);
-
-		if (dir < 0)
-			return false;
-		for (int j = 0; j < (i ? 8 : 6); j++) {
-			if (!write_text(dir, settings[j][0], settings[j][1]))
-				return false;
-		}
+	for (size_t i = 0; i < sizeof(dirs) / sizeof(*dirs); i++) {
+		dir = open(dirs[i], O_PATH | O_CLOEXEC);
+		for (size_t j = 0; j < sizeof(settings) / sizeof(*settings); j++)
+			ok &= write_text(dir, settings[j][0], settings[j][1]);
+		/* Other pages than those of slabs */
+		if (i)
+			ok &= write_text(dir, "ignore-gfp-highmem", "N") &
+			      write_text(dir, "min-order", "0");
 		close(dir);
 	}
-	return true;
+	return ok;
 }
 
 static inline long read_number(int dir, const char *name)
