@@ -838,8 +838,8 @@ TEST_F_TIMEOUT(storm, loses_nothing, 100000)
 		if (shared->unsupported & 1UL << i)
 			TH_LOG("SKIP %s: " NO_SUPPORT, kinds[i].name);
 	}
-	TH_LOG("seed %lu: %lu kills, %lu checked for free memory, %lu calls repeated", seed, shared->kills,
-	       shared->checked, shared->again);
+	TH_LOG("seed %lu: %lu kills, %lu checked for free memory, %lu calls repeated", seed,
+	       shared->kills, shared->checked, shared->again);
 	ASSERT_TRUE(ok);
 
 	for (int i = 0; i < 20; i++) {
