@@ -24,7 +24,6 @@ FIXTURE_SETUP(writeback_hangs)
 	self->server = start_server(_metadata);
 	if (!self->server)
 		SKIP(return, "needs FUSE");
-	self->server->hold = FUSE_WRITE;
 }
 
 FIXTURE_TEARDOWN(writeback_hangs)
@@ -42,7 +41,6 @@ static void write_to_fuse(void)
 
 	if (!p)
 		_exit(1);
-	/* Linux 6.12 makes the writer of many pages wait for the server. */
 	memset(p, 1, bytes(8));
 }
 
@@ -70,6 +68,8 @@ static void dirty_and_start(struct __test_metadata *_metadata,
 
 	server = self->server;
 	ASSERT_TRUE(start_victim(_metadata, &self->env, &role));
+	/* Linux 6.12 may make who dirties pages wait for the server. */
+	self->server->hold = FUSE_WRITE;
 }
 
 /*
