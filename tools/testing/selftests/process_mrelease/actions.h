@@ -188,11 +188,6 @@ static inline int move_mapping(void)
 	return 0;
 }
 
-/*
- * mremap() unmaps the file at the destination first, which takes long. A reaper walks
- * upwards: it passes the destination before the memory arrives there, and comes to the
- * source when the memory has left.
- */
 static char *long_area;
 static int long_fd;
 
@@ -214,6 +209,11 @@ static inline void map_long_area(void)
 	map_long_file();
 }
 
+/*
+ * mremap() unmaps the file at the destination first, which takes long. A reaper walks
+ * upwards: it passes the destination before the memory arrives there, and comes to the
+ * source when the memory has left.
+ */
 static inline int move_past_reaper(void)
 {
 	const long len = AREA * psize();

@@ -43,6 +43,7 @@ static bool write_through_mapping(const void *arg)
 TEST_F_TIMEOUT(busy, writeback, TIMEOUT)
 {
 	struct fuse_server *s = self->server;
+	bool all_held;
 	int pidfd;
 	pid_t pid;
 
@@ -50,8 +51,10 @@ TEST_F_TIMEOUT(busy, writeback, TIMEOUT)
 	ASSERT_GT(pid, 0);
 	s->hold = FUSE_WRITE;
 	ASSERT_EQ(0, sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WRITE));
-	if (!wait_until(held_pages(s) == HELD) || !cache_in(s->fd, 0, 0).nr_writeback)
+	all_held = wait_until(held_pages(s) == HELD);
+	if (!cache_in(s->fd, 0, 0).nr_writeback)
 		SKIP(return, NO_WRITEBACK);
+	ASSERT_TRUE(all_held);
 	ASSERT_EQ(HELD, (long)cache_in(s->fd, 0, 0).nr_writeback);
 	ASSERT_EQ(0, dirty(s->fd));
 	ASSERT_EQ(PAGES, cached(s->fd));

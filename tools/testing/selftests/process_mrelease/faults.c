@@ -104,6 +104,7 @@ FIXTURE_SETUP(faults)
 
 FIXTURE_TEARDOWN(faults)
 {
+	enable_faults("0");
 	if (variant->audit)
 		stop_audit(_metadata, self->audit);
 	tear_down(&self->env);

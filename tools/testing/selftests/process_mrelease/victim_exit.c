@@ -41,7 +41,7 @@ static void write_to_fuse(void)
 
 	if (!p)
 		_exit(1);
-	memset(p, 1, bytes(8));
+	memset(p, 1, bytes(PAGES));
 }
 
 static void call_with_hanging_exit(struct __test_metadata *_metadata,
